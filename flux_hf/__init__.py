@@ -1,0 +1,2 @@
+from .configuration_fluxvit import FluxViTConfig
+from .modeling_fluxvit import FluxViTForVideoClassification, FluxViTModel, FluxViTPreTrainedModel

@@ -1,0 +1,708 @@
+# Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
+"""FluxViT: a video transformer that encodes only the most informative tokens of a densely sampled clip.
+
+Read bottom-up: patch and position embeddings, token selection, attention, layer, encoder, attention pooling, models.
+Shape letters: B batch, T frames, T' = T / tubelet_size, L patches a frame, N = T' * L, D width, K kept tokens,
+P projection width. Facts about the method come from the paper (ICCV 2025) and the official code.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_fluxvit import FluxViTConfig
+from .token_selection import select_tokens
+
+
+@dataclass
+@auto_docstring(custom_intro="Output of [`FluxViTModel`].")
+class FluxViTModelOutput(ModelOutput):
+    r"""
+    last_hidden_state (`torch.FloatTensor` of shape `(batch_size, 1 + kept_tokens, hidden_size)`):
+        Output of the last layer, the class token first.
+    pooler_output (`torch.FloatTensor` of shape `(batch_size, projection_dim)`):
+        Output of the chosen head's projector, before the classifier's LayerNorm.
+    keep_indices (`torch.LongTensor` of shape `(batch_size, kept_tokens)`):
+        Which patches were encoded: rising positions in the flattened (time, row, column) patch grid.
+    pooler_attentions (`tuple(torch.FloatTensor)` of one tensor `(batch_size, num_pooling_heads, 1, 1 + kept_tokens)`):
+        Attention of the pooling query, with `output_pooler_attentions=True`.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    pooler_output: torch.FloatTensor | None = None
+    keep_indices: torch.LongTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    pooler_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+@auto_docstring(custom_intro="Output of [`FluxViTForVideoClassification`].")
+class FluxViTForVideoClassificationOutput(FluxViTModelOutput):
+    r"""
+    loss (`torch.FloatTensor` of shape `(1,)`):
+        Classification (or regression) loss, when `labels` are given.
+    logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`):
+        Scores before the softmax, of the chosen head.
+    last_hidden_state (`torch.FloatTensor` of shape `(batch_size, 1 + kept_tokens, hidden_size)`):
+        Output of the last layer, the class token first.
+    pooler_output (`torch.FloatTensor` of shape `(batch_size, projection_dim)`):
+        Output of the chosen head's projector, before the classifier's LayerNorm.
+    keep_indices (`torch.LongTensor` of shape `(batch_size, kept_tokens)`):
+        Which patches were encoded: rising positions in the flattened (time, row, column) patch grid.
+    pooler_attentions (`tuple(torch.FloatTensor)` of one tensor `(batch_size, num_pooling_heads, 1, 1 + kept_tokens)`):
+        Attention of the pooling query, with `output_pooler_attentions=True`.
+    """
+
+    # ModelOutput orders its fields as they are declared, and users expect loss and logits first.
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    last_hidden_state: torch.FloatTensor | None = None
+    pooler_output: torch.FloatTensor | None = None
+    keep_indices: torch.LongTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    pooler_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+class FluxViTRMSNorm(nn.Module):
+    """RMSNorm with float32 statistics; the normalised input is cast back before the weight is applied."""
+
+    def __init__(self, hidden_size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.eps = eps
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        wide = hidden_states.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return wide.to(hidden_states.dtype) * self.weight
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.weight.shape)}, eps={self.eps}"
+
+
+class FluxViTAffine(nn.Module):
+    """One scale and one offset a channel: what the depth-wise 1x1x1 convolutions of GPE and LPE amount to."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.bias = nn.Parameter(torch.zeros(hidden_size))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return hidden_states * self.weight + self.bias
+
+
+class FluxViTPatchProjection(nn.Linear):
+    """The patch embedding as one matmul over (time, row, column, channel) pixels, always in float32.
+
+    The embedding is what tokens are scored on; in half precision most scores would tie and other tokens be kept.
+    """
+
+    def forward(self, patches: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.float()
+        return nn.functional.linear(patches.float(), self.weight.float(), bias)
+
+
+class FluxViTPatchEmbeddings(nn.Module):
+    """Cuts a clip into patches and embeds each, between two RMSNorms if the model has dual patch norm."""
+
+    def __init__(self, config: FluxViTConfig):
+        super().__init__()
+        self.num_channels = config.num_channels
+        self.patch_size = config.patch_size
+        self.tubelet_size = config.tubelet_size
+        patch_dim = config.num_channels * config.tubelet_size * config.patch_size**2
+        dual = config.use_dual_patch_norm
+        self.norm_before = FluxViTRMSNorm(patch_dim, config.rms_norm_eps) if dual else nn.Identity()
+        self.projection = FluxViTPatchProjection(patch_dim, config.hidden_size)
+        self.norm = FluxViTRMSNorm(config.hidden_size, config.rms_norm_eps) if dual else nn.Identity()
+
+    def patchify(self, pixel_values_videos: Tensor) -> Tensor:
+        """(B, T, C, H, W) -> (B, T', L, tubelet * patch * patch * C), pixels of a patch in (t, row, column, channel)."""
+        batch, frames, channels, height, width = pixel_values_videos.shape
+        tubelet, patch = self.tubelet_size, self.patch_size
+        cut = pixel_values_videos.reshape(
+            batch, frames // tubelet, tubelet, channels, height // patch, patch, width // patch, patch
+        )
+        return cut.permute(0, 1, 4, 6, 2, 5, 7, 3).flatten(4).flatten(2, 3)
+
+    def forward(self, pixel_values_videos: Tensor) -> Tensor:
+        """(B, T, C, H, W) -> (B, T', L, D) in float32, also under autocast.
+
+        Raises:
+            ValueError: the clip has another rank or channel count, or sides that are not whole patches.
+        """
+        self._check(pixel_values_videos)
+        with torch.autocast(pixel_values_videos.device.type, enabled=False):
+            patches = self.patchify(pixel_values_videos.float())
+            return self.norm(self.projection(self.norm_before(patches)))
+
+    def _check(self, pixel_values_videos: Tensor) -> None:
+        shape = tuple(pixel_values_videos.shape)
+        if len(shape) != 5:
+            raise ValueError(
+                f"pixel_values_videos must be (batch, frames, channels, height, width), got shape {shape}"
+            )
+        _, frames, channels, height, width = shape
+        if channels != self.num_channels:
+            raise ValueError(f"pixel_values_videos must have {self.num_channels} channels at dim 2, got shape {shape}")
+        if frames == 0 or frames % self.tubelet_size:
+            raise ValueError(f"the number of frames must be a multiple of {self.tubelet_size}, got {frames}")
+        if height == 0 or width == 0 or height % self.patch_size or width % self.patch_size:
+            raise ValueError(f"height and width must be multiples of {self.patch_size}, got {height}x{width}")
+
+
+def sincos_position_table(grid: list[int], hidden_size: int) -> Tensor:
+    """The official initial position table: (1, 1 + T0 * h0 * w0, D), zeros for the class token.
+
+    A quarter of the channels encodes time, the rest space (column first, then row), each half sine, half cosine.
+    Channels that do not divide evenly stay zero.
+    """
+
+    def encode(positions: np.ndarray, channels: int) -> np.ndarray:
+        table = np.zeros((positions.size, channels))
+        half = channels // 2
+        angles = positions[:, None] / 10000 ** (np.arange(half) / max(half, 1))
+        table[:, :half], table[:, half : 2 * half] = np.sin(angles), np.cos(angles)
+        return table
+
+    frames, rows, columns = (np.arange(size, dtype=np.float64) for size in grid)
+    time_channels = hidden_size // 4
+    column_channels = (hidden_size - time_channels) // 2
+    row_channels = hidden_size - time_channels - column_channels
+    shape = (len(frames), len(rows), len(columns))
+    parts = (
+        encode(frames, time_channels)[:, None, None],
+        encode(columns, column_channels)[None, None, :],
+        encode(rows, row_channels)[None, :, None],
+    )
+    table = np.concatenate([np.broadcast_to(part, (*shape, part.shape[-1])) for part in parts], axis=-1)
+    table = np.concatenate([np.zeros((1, hidden_size)), table.reshape(-1, hidden_size)])
+    return torch.from_numpy(table).float()[None]
+
+
+class FluxViTPositionEmbeddings(nn.Module):
+    """Learnable position table with the global position encoding, resized to the grid of the clip at hand."""
+
+    def __init__(self, config: FluxViTConfig):
+        super().__init__()
+        self.grid = list(config.position_embedding_grid)
+        frames, rows, columns = self.grid
+        self.table = nn.Parameter(torch.zeros(1, 1 + frames * rows * columns, config.hidden_size))
+        self.global_position_encoding = FluxViTAffine(config.hidden_size) if config.use_glpe else nn.Identity()
+        self._cached: tuple[tuple, Tensor] | None = None
+
+    def train(self, mode: bool = True) -> "FluxViTPositionEmbeddings":
+        self._cached = None
+        return super().train(mode)
+
+    def forward(self, frames: int, rows: int, columns: int) -> Tensor:
+        """(1, 1 + frames * rows * columns, D): the class token's row as it is, then the grid's rows.
+
+        Reused from the last call while no weight of it changed, when no gradient is wanted.
+        """
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or self.training:
+            return self._interpolate(frames, rows, columns)
+        key = self._cache_key(frames, rows, columns)
+        if key is None:
+            return self._interpolate(frames, rows, columns)
+        if self._cached is None or self._cached[0] != key:
+            self._cached = (key, self._interpolate(frames, rows, columns))
+        return self._cached[1]
+
+    def _cache_key(self, *grid: int) -> tuple | None:
+        weights = list(self.parameters())
+        if any(weight.is_inference() or weight.device.type == "meta" for weight in weights):
+            return None  # such tensors carry no version to see a change by
+        autocast = torch.is_autocast_enabled(self.table.device.type)
+        return grid, autocast, tuple((w.data_ptr(), w._version, w.dtype, w.device) for w in weights)
+
+    def _interpolate(self, frames: int, rows: int, columns: int) -> Tensor:
+        cls_row, grid_rows = self.table[:, :1], self.global_position_encoding(self.table[:, 1:])
+        if [frames, rows, columns] == self.grid:
+            return torch.cat([cls_row, grid_rows], dim=1)
+        trained_frames, trained_rows, trained_columns = self.grid
+        # Linear in time, then bicubic in space, each only where the size differs, in float32: bicubic has no
+        # half-precision kernel everywhere.
+        table = grid_rows.float()
+        if frames != trained_frames:
+            series = table.reshape(trained_frames, -1).t()[None]  # (1, h0 * w0 * D, T0)
+            series = nn.functional.interpolate(series, size=frames, mode="linear", align_corners=False)
+            table = series[0].t()
+        images = table.reshape(frames, trained_rows, trained_columns, -1).permute(0, 3, 1, 2)
+        if [rows, columns] != [trained_rows, trained_columns]:
+            images = nn.functional.interpolate(images, size=(rows, columns), mode="bicubic", align_corners=False)
+        table = images.permute(0, 2, 3, 1).reshape(1, frames * rows * columns, -1)
+        return torch.cat([cls_row, table.to(cls_row.dtype)], dim=1)
+
+
+class FluxViTEmbeddings(nn.Module):
+    """From pixels to the tokens that are encoded: embed every patch, keep the best, add their positions."""
+
+    def __init__(self, config: FluxViTConfig):
+        super().__init__()
+        self.config = config
+        self.patch_embeddings = FluxViTPatchEmbeddings(config)
+        self.position_embeddings = FluxViTPositionEmbeddings(config)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+
+    def forward(
+        self, pixel_values_videos: Tensor, token_budget: int | None, keep_indices: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(B, T, C, H, W) -> tokens (B, 1 + K, D) in the model's dtype, class token first; keep_indices (B, K)."""
+        patches = self.patch_embeddings(pixel_values_videos)
+        batch, frames, _, width = patches.shape
+        rows, columns = (side // self.config.patch_size for side in pixel_values_videos.shape[-2:])
+        if keep_indices is None:
+            keep_indices = select_tokens(
+                patches, token_budget, self.config.token_selection, self.config.num_token_groups
+            )
+        else:
+            _check_keep_indices(keep_indices, batch, frames * rows * columns)
+        positions = self.position_embeddings(frames, rows, columns)
+        tokens = patches.flatten(1, 2).to(self.cls_token.dtype)
+        if keep_indices.shape[1] != tokens.shape[1]:
+            tokens = tokens.gather(1, keep_indices[..., None].expand(-1, -1, width))
+            tokens = tokens + positions[0, 1:][keep_indices]
+        else:
+            tokens = tokens + positions[:, 1:]
+        cls_token = (self.cls_token + positions[:, :1]).expand(batch, -1, -1)
+        return torch.cat([cls_token, tokens], dim=1), keep_indices
+
+
+def _check_keep_indices(keep_indices: Tensor, batch: int, num_patches: int) -> None:
+    if keep_indices.ndim != 2 or keep_indices.shape[0] != batch or not 1 <= keep_indices.shape[1] <= num_patches:
+        raise ValueError(
+            f"keep_indices must be (batch={batch}, kept tokens between 1 and {num_patches}), "
+            f"got shape {tuple(keep_indices.shape)}"
+        )
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[Tensor, Tensor]:
+    """Attention written out. q, k, v (B, heads, length, head_dim) -> (B, length, heads, head_dim) and the weights."""
+    weights = torch.matmul(query * scaling, key.transpose(2, 3))
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class FluxViTAttention(nn.Module):
+    """Self-attention; queries and keys normalised over the whole width; the local encoding is added to the values."""
+
+    def __init__(self, config: FluxViTConfig, layer_index: int):
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        self.is_causal = False  # SDPA takes a missing attribute for True
+        width, qk_norm = config.hidden_size, config.use_qk_norm
+        self.qkv = nn.Linear(width, 3 * width, bias=config.qkv_bias)
+        self.q_norm = FluxViTRMSNorm(width, config.rms_norm_eps) if qk_norm else nn.Identity()
+        self.k_norm = FluxViTRMSNorm(width, config.rms_norm_eps) if qk_norm else nn.Identity()
+        self.local_position_encoding = FluxViTAffine(width) if config.use_glpe else None
+        self.out_proj = _residual_linear(width, width, config, layer_index)
+
+    def _split_heads(self, states: Tensor) -> Tensor:
+        """(B, length, D) -> (B, heads, length, head_dim)."""
+        return states.view(*states.shape[:2], self.num_heads, self.head_dim).transpose(1, 2)
+
+    def forward(self, hidden_states: Tensor, **kwargs: Unpack[TransformersKwargs]) -> tuple[Tensor, Tensor | None]:
+        """(B, 1 + K, D) -> (B, 1 + K, D) and, with eager attention, weights (B, heads, 1 + K, 1 + K)."""
+        query, key, value = self.qkv(hidden_states).chunk(3, dim=-1)
+        query, key = self.q_norm(query), self.k_norm(key)
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attended, weights = attention(
+            self,
+            self._split_heads(query),
+            self._split_heads(key),
+            self._split_heads(value),
+            None,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        attended = attended.reshape(hidden_states.shape).contiguous()
+        if self.local_position_encoding is not None:
+            attended = attended + self.local_position_encoding(value)
+        return self.out_proj(attended), weights
+
+
+def _residual_linear(inputs: int, outputs: int, config: FluxViTConfig, layer_index: int) -> nn.Linear:
+    """A linear layer that ends a residual branch: the official initialisation divides it by sqrt(2 * layer)."""
+    linear = nn.Linear(inputs, outputs)
+    # Read by `_init_weights`, which transformers calls on modules with parameters of their own only.
+    linear.init_std = config.initializer_range / (2 * (layer_index + 1)) ** 0.5
+    return linear
+
+
+class FluxViTMLP(nn.Module):
+    def __init__(self, config: FluxViTConfig, layer_index: int):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.fc2 = _residual_linear(config.intermediate_size, config.hidden_size, config, layer_index)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.fc2(self.activation(self.fc1(hidden_states)))
+
+
+class FluxViTLayerScale(nn.Module):
+    def __init__(self, config: FluxViTConfig):
+        super().__init__()
+        self.initial_value = config.layer_scale_init_value
+        self.weight = nn.Parameter(torch.full((config.hidden_size,), float(config.layer_scale_init_value)))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return hidden_states * self.weight
+
+
+class FluxViTDropPath(nn.Module):
+    """Stochastic depth: in training, a residual branch is dropped for a whole sample with probability `rate`."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        if self.rate == 0.0 or not self.training:
+            return hidden_states
+        kept = torch.rand(hidden_states.shape[0], 1, 1, device=hidden_states.device) >= self.rate
+        return hidden_states * kept.to(hidden_states.dtype) / (1 - self.rate)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate}"
+
+
+class FluxViTLayer(GradientCheckpointingLayer):
+    """Pre-norm transformer layer with LayerScale and stochastic depth on both branches."""
+
+    def __init__(self, config: FluxViTConfig, layer_index: int):
+        super().__init__()
+        self.norm1 = FluxViTRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attention = FluxViTAttention(config, layer_index)
+        self.layer_scale1 = FluxViTLayerScale(config)
+        self.norm2 = FluxViTRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = FluxViTMLP(config, layer_index)
+        self.layer_scale2 = FluxViTLayerScale(config)
+        # Plain arithmetic: nothing in a constructor may read a tensor, which may be on the meta device.
+        self.drop_path = FluxViTDropPath(config.drop_path_rate * layer_index / max(config.num_hidden_layers - 1, 1))
+
+    def forward(self, hidden_states: Tensor, **kwargs: Unpack[TransformersKwargs]) -> Tensor:
+        """(B, 1 + K, D) -> (B, 1 + K, D)."""
+        attended, _ = self.attention(self.norm1(hidden_states), **kwargs)
+        hidden_states = hidden_states + self.drop_path(self.layer_scale1(attended))
+        widened = self.mlp(self.norm2(hidden_states))
+        return hidden_states + self.drop_path(self.layer_scale2(widened))
+
+
+class FluxViTEncoder(nn.Module):
+    def __init__(self, config: FluxViTConfig):
+        super().__init__()
+        self.layer = nn.ModuleList([FluxViTLayer(config, index) for index in range(config.num_hidden_layers)])
+
+    def forward(self, hidden_states: Tensor, **kwargs: Unpack[TransformersKwargs]) -> Tensor:
+        for layer in self.layer:
+            hidden_states = layer(hidden_states, **kwargs)
+        return hidden_states
+
+
+class FluxViTAttentionPoolingHead(nn.Module):
+    """Pools tokens by one query, their mean (class token included), and projects the result."""
+
+    def __init__(self, config: FluxViTConfig):
+        super().__init__()
+        self.config = config
+        width, eps = config.hidden_size, config.layer_norm_eps
+        self.num_heads = config.num_pooling_heads
+        self.head_dim = width // config.num_pooling_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.norm_q = nn.LayerNorm(width, eps=eps)
+        self.norm_k = nn.LayerNorm(width, eps=eps)
+        self.norm_v = nn.LayerNorm(width, eps=eps)
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, config.projection_dim)
+
+    def _split_heads(self, states: Tensor) -> Tensor:
+        """(B, length, D) -> (B, heads, length, head_dim)."""
+        return states.view(*states.shape[:2], self.num_heads, self.head_dim).transpose(1, 2)
+
+    def forward(self, hidden_states: Tensor, **kwargs: Unpack[TransformersKwargs]) -> tuple[Tensor, Tensor | None]:
+        """(B, 1 + K, D) -> (B, P) and the query's attention (B, heads, 1, 1 + K) where the implementation has it."""
+        query = self.q_proj(self.norm_q(hidden_states.mean(1, keepdim=True)))
+        key, value = self.k_proj(self.norm_k(hidden_states)), self.v_proj(self.norm_v(hidden_states))
+        if kwargs.get("output_pooler_attentions"):
+            attention: Callable = eager_attention_forward  # one query: writing the weights out costs nothing
+        else:
+            attention = ALL_ATTENTION_FUNCTIONS.get_interface(
+                self.config._attn_implementation, eager_attention_forward
+            )
+        pooled, weights = attention(
+            self,
+            self._split_heads(query),
+            self._split_heads(key),
+            self._split_heads(value),
+            None,
+            dropout=0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return self.out_proj(pooled.reshape(hidden_states.shape[0], -1)), weights
+
+
+class FluxViTAlignmentDecoder(nn.Module):
+    """Maps a smaller budget's pooled feature to where it is compared with the largest budget's."""
+
+    def __init__(self, config: FluxViTConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.projection_dim, config.projection_dim)
+        self.norm = nn.LayerNorm(config.projection_dim, eps=config.layer_norm_eps)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(B, P) -> (B, P), L2-normalised."""
+        return nn.functional.normalize(self.norm(self.dense(pooled)), dim=-1)
+
+
+@auto_docstring
+class FluxViTPreTrainedModel(PreTrainedModel):
+    config: FluxViTConfig
+    base_model_prefix = "fluxvit"
+    main_input_name = "pixel_values_videos"
+    input_modalities = ("video",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["FluxViTEmbeddings", "FluxViTLayer", "FluxViTAttentionPoolingHead"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {
+        "hidden_states": FluxViTLayer,
+        "attentions": OutputRecorder(FluxViTAttention, index=1, layer_name="layer"),
+        "pooler_attentions": OutputRecorder(FluxViTAttentionPoolingHead, index=1),
+    }
+    _input_embed_layer = "patch_embeddings"
+    # Mean losses: transformers.Trainer has to divide by the accumulation steps itself, for every problem type.
+    accepts_loss_kwargs = False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """The official initialisation, in distribution."""
+        super()._init_weights(module)
+        if isinstance(module, FluxViTPatchProjection):
+            bound = module.in_features**-0.5  # torch's default for the convolution this stands for
+            init.uniform_(module.weight, -bound, bound)
+            init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=getattr(module, "init_std", self.config.initializer_range))
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, FluxViTLayerScale):
+            init.constant_(module.weight, module.initial_value)
+        elif isinstance(module, FluxViTAffine):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, FluxViTPositionEmbeddings):
+            init.copy_(module.table, sincos_position_table(module.grid, self.config.hidden_size))
+        elif isinstance(module, FluxViTEmbeddings):
+            init.trunc_normal_(module.cls_token, std=self.config.initializer_range)
+
+
+@auto_docstring(custom_intro="The FluxViT encoder with its attention-pooling projectors, one for each trained budget.")
+class FluxViTModel(FluxViTPreTrainedModel):
+    def __init__(self, config: FluxViTConfig):
+        super().__init__(config)
+        self.embeddings = FluxViTEmbeddings(config)
+        self.encoder = FluxViTEncoder(config)
+        self.projectors = nn.ModuleList([FluxViTAttentionPoolingHead(config) for _ in config.token_budgets])
+        self.post_init()
+
+    def get_input_embeddings(self) -> FluxViTPatchEmbeddings:
+        return self.embeddings.patch_embeddings
+
+    def resolve_head(self, kept_tokens: int, head: int | None = None) -> int:
+        """The projector and classifier to use: `head`, or the one trained nearest `kept_tokens`, ties to the larger.
+
+        Raises:
+            ValueError: `head` is not an index into `config.token_budgets`.
+        """
+        budgets = self.config.token_budgets
+        if head is None:
+            return min(range(len(budgets)), key=lambda index: (abs(budgets[index] - kept_tokens), index))
+        if isinstance(head, bool) or not isinstance(head, int) or not 0 <= head < len(budgets):
+            raise ValueError(f"head must be an index from 0 to {len(budgets) - 1} into token_budgets, got {head!r}")
+        return head
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values_videos: torch.FloatTensor,
+        token_budget: int | None = None,
+        head: int | None = None,
+        keep_indices: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> FluxViTModelOutput:
+        r"""
+        token_budget (`int`, *optional*, defaults to `config.token_budget`):
+            How many patches to encode. At or above the number of patches of the clip, all are.
+        head (`int`, *optional*):
+            Index into `config.token_budgets`: whose projector to use. By default the one trained nearest the number
+            of tokens kept, a tie going to the larger budget.
+        keep_indices (`torch.LongTensor` of shape `(batch_size, kept_tokens)`, *optional*):
+            Encode these patches (rising positions in the flattened (time, row, column) patch grid) instead of
+            selecting by `token_budget`.
+
+        Examples:
+
+        ```python
+        >>> import torch
+        >>> from flux_hf import FluxViTConfig, FluxViTModel
+
+        >>> model = FluxViTModel(FluxViTConfig.small(num_hidden_layers=1)).eval()
+        >>> video = torch.randn(1, 8, 3, 112, 112)  # 8 frames of 8x8 patches: 512 tokens
+        >>> with torch.no_grad():
+        ...     outputs = model(video, token_budget=128)
+        >>> outputs.last_hidden_state.shape, outputs.pooler_output.shape, outputs.keep_indices.shape
+        (torch.Size([1, 129, 384]), torch.Size([1, 768]), torch.Size([1, 128]))
+        ```
+        """
+        if token_budget is None:
+            token_budget = self.config.token_budget
+        elif token_budget < 1:
+            raise ValueError(f"token_budget must be at least 1, got {token_budget}")
+        hidden_states, keep_indices = self.embeddings(pixel_values_videos, token_budget, keep_indices)
+        head = self.resolve_head(keep_indices.shape[1], head)
+        hidden_states = self.encoder(hidden_states, **kwargs)
+        pooled, _ = self.projectors[head](hidden_states, **kwargs)
+        return FluxViTModelOutput(last_hidden_state=hidden_states, pooler_output=pooled, keep_indices=keep_indices)
+
+
+@auto_docstring(
+    custom_intro="FluxViT with a classifier on top of each budget's pooled feature, behind one shared LayerNorm."
+)
+class FluxViTForVideoClassification(FluxViTPreTrainedModel):
+    def __init__(self, config: FluxViTConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.fluxvit = FluxViTModel(config)
+        self.fc_norm = nn.LayerNorm(config.projection_dim, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        heads = config.token_budgets
+        self.classifiers = nn.ModuleList([nn.Linear(config.projection_dim, config.num_labels) for _ in heads])
+        self.alignment_decoders = nn.ModuleList([FluxViTAlignmentDecoder(config) for _ in heads[1:]])
+        self.post_init()
+
+    def classify(self, pooled: Tensor, head: int) -> Tensor:
+        """Pooled features (B, P) of projector `head` -> logits (B, num_labels) of its classifier."""
+        return self.classifiers[head](self.fc_norm(self.dropout(pooled)))
+
+    def align(self, pooled: Tensor, head: int) -> Tensor:
+        """Pooled features (B, P) of a head below the largest -> L2-normalised (B, P), to compare with head 0's.
+
+        Raises:
+            ValueError: head 0, which is what the others are aligned to, or no head of the model.
+        """
+        if not 1 <= head <= len(self.alignment_decoders):
+            raise ValueError(f"head must be from 1 to {len(self.alignment_decoders)} to be aligned, got {head}")
+        return self.alignment_decoders[head - 1](pooled)
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values_videos: torch.FloatTensor,
+        token_budget: int | None = None,
+        head: int | None = None,
+        labels: torch.Tensor | None = None,
+        keep_indices: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> FluxViTForVideoClassificationOutput:
+        r"""
+        token_budget (`int`, *optional*, defaults to `config.token_budget`):
+            How many patches to encode. At or above the number of patches of the clip, all are.
+        head (`int`, *optional*):
+            Index into `config.token_budgets`: whose projector and classifier to use. By default the one trained
+            nearest the number of tokens kept, a tie going to the larger budget.
+        labels (`torch.Tensor`, *optional*):
+            Class indices `(batch_size,)`, multi-label targets `(batch_size, num_labels)` in float, or regression
+            targets, as `config.problem_type` says.
+        keep_indices (`torch.LongTensor` of shape `(batch_size, kept_tokens)`, *optional*):
+            Encode these patches (rising positions in the flattened (time, row, column) patch grid) instead of
+            selecting by `token_budget`.
+
+        Examples:
+
+        ```python
+        >>> import torch
+        >>> from flux_hf import FluxViTConfig, FluxViTForVideoClassification
+
+        >>> model = FluxViTForVideoClassification(FluxViTConfig.small(num_hidden_layers=1, num_labels=10)).eval()
+        >>> with torch.no_grad():
+        ...     logits = model(torch.randn(1, 8, 3, 112, 112), token_budget=128).logits
+        >>> logits.shape
+        torch.Size([1, 10])
+        ```
+        """
+        outputs: FluxViTModelOutput = self.fluxvit(
+            pixel_values_videos, token_budget=token_budget, head=head, keep_indices=keep_indices, **kwargs
+        )
+        logits = self.classify(outputs.pooler_output, self.fluxvit.resolve_head(outputs.keep_indices.shape[1], head))
+        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
+        return FluxViTForVideoClassificationOutput(loss=loss, logits=logits, **outputs)
+
+    def flops(self, num_frames: int | None = None, size: int | None = None, token_budget: int | None = None) -> int:
+        """Multiply-adds of one clip, as the paper counts: embedding of the kept patches, layers, one projector and head.
+
+        Args:
+            num_frames: Frames of the clip; the config's by default.
+            size: Side of the square frames, in pixels; the config's by default.
+            token_budget: As in `forward`.
+        """
+        config = self.config
+        height, width = config.image_height_width if size is None else (size, size)
+        grid_frames = (config.num_frames if num_frames is None else num_frames) // config.tubelet_size
+        patches = grid_frames * (height // config.patch_size) * (width // config.patch_size)
+        budget = config.token_budget if token_budget is None else token_budget
+        kept = patches if budget is None else min(budget, patches)
+        tokens, dim = kept + 1, config.hidden_size
+        embedding = kept * dim * config.num_channels * config.tubelet_size * config.patch_size**2
+        layer = tokens * dim * (4 * dim + 2 * config.intermediate_size) + 2 * tokens**2 * dim
+        pooling = 2 * tokens * dim**2 + 2 * tokens * dim + dim**2 + dim * config.projection_dim
+        return embedding + config.num_hidden_layers * layer + pooling + config.projection_dim * config.num_labels
+
+
+__all__ = ["FluxViTForVideoClassification", "FluxViTModel", "FluxViTPreTrainedModel"]
