@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def _flatten_patch_kernel(weight: Tensor) -> Tensor:
-    """Convolution kernel (D, C, t, p, p) -> linear weight (D, t * p * p * C): pixels in the order they are patchified."""
+    """Convolution kernel (D, C, t, p, p) -> linear weight (D, t * p * p * C), the order of a patch's pixels."""
     return weight.permute(0, 2, 3, 4, 1).flatten(1)
 
 
@@ -97,7 +97,7 @@ def reason_to_drop(name: str) -> str | None:
 
 
 def strip_prefixes(name: str) -> str:
-    """Removes the wrappers' prefixes the official loaders know (`backbone.`, `encoder.`, `vision_encoder.`, `module.`)."""
+    """Removes wrappers' prefixes (`PREFIXES`), however many."""
     stripped = True
     while stripped:
         stripped = False

@@ -1,2 +1,37 @@
+# Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
+"""FluxViT for Hugging Face transformers. Importing the package registers its classes with transformers' Auto classes."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification, AutoVideoProcessor
+
 from .configuration_fluxvit import FluxViTConfig
 from .modeling_fluxvit import FluxViTForVideoClassification, FluxViTModel, FluxViTPreTrainedModel
+from .pipelines import FluxViTVideoClassificationPipeline
+from .token_selection import TOKEN_SELECTORS, select_tokens
+from .video_processing_fluxvit import (
+    FluxViTVideoProcessor,
+    VideoDecodeError,
+    decode_video,
+    sample_frame_indices,
+)
+
+
+__version__ = "0.1.0"
+
+AutoConfig.register(FluxViTConfig.model_type, FluxViTConfig, exist_ok=True)
+AutoModel.register(FluxViTConfig, FluxViTModel, exist_ok=True)
+AutoModelForVideoClassification.register(FluxViTConfig, FluxViTForVideoClassification, exist_ok=True)
+AutoVideoProcessor.register(FluxViTConfig, FluxViTVideoProcessor, exist_ok=True)
+
+__all__ = [
+    "TOKEN_SELECTORS",
+    "FluxViTConfig",
+    "FluxViTForVideoClassification",
+    "FluxViTModel",
+    "FluxViTPreTrainedModel",
+    "FluxViTVideoClassificationPipeline",
+    "FluxViTVideoProcessor",
+    "VideoDecodeError",
+    "decode_video",
+    "sample_frame_indices",
+    "select_tokens",
+]

@@ -154,10 +154,10 @@ class FluxViTConfig(PreTrainedConfig):
         self.token_budgets = list(self.token_budgets)
         if isinstance(self.image_size, tuple):
             self.image_size = list(self.image_size)
-        # Checked here as well as by the library's `validate_*` hook, which would wrap the ValueError in an error of its
-        # own; then in the library's order, so that JSON's string keys are mended first.
+        # JSON makes strings of the budgets.
         if self.token_plan is not None:
             self.token_plan = {_as_budget(budget): list(clip) for budget, clip in self.token_plan.items()}
+        # Called here although the library calls every `validate_*` later: it would wrap the ValueError in another type.
         self.validate_fluxvit()
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         super().__post_init__(**kwargs)
@@ -275,9 +275,7 @@ class FluxViTConfig(PreTrainedConfig):
                 and clip[0] % self.tubelet_size == 0
                 and clip[1] % self.patch_size == 0
             )
-            _require(
-                legal, "token_plan", {budget: clip}, "a budget >= 1 mapped to [num_frames, size in whole patches]"
-            )
+            _require(legal, "token_plan", {budget: clip}, "a budget >= 1 mapped to [num_frames, size in whole patches]")
 
 
 def _is_count(value) -> bool:

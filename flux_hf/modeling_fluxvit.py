@@ -18,6 +18,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.auto.modeling_auto import MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
@@ -133,7 +134,7 @@ class FluxViTPatchEmbeddings(nn.Module):
         self.norm = FluxViTRMSNorm(config.hidden_size, config.rms_norm_eps) if dual else nn.Identity()
 
     def patchify(self, pixel_values_videos: Tensor) -> Tensor:
-        """(B, T, C, H, W) -> (B, T', L, tubelet * patch * patch * C), pixels of a patch in (t, row, column, channel)."""
+        """(B, T, C, H, W) -> (B, T', L, tubelet * patch * patch * C), a patch's pixels as (t, row, column, channel)."""
         batch, frames, channels, height, width = pixel_values_videos.shape
         tubelet, patch = self.tubelet_size, self.patch_size
         cut = pixel_values_videos.reshape(
@@ -155,9 +156,7 @@ class FluxViTPatchEmbeddings(nn.Module):
     def _check(self, pixel_values_videos: Tensor) -> None:
         shape = tuple(pixel_values_videos.shape)
         if len(shape) != 5:
-            raise ValueError(
-                f"pixel_values_videos must be (batch, frames, channels, height, width), got shape {shape}"
-            )
+            raise ValueError(f"pixel_values_videos must be (batch, frames, channels, height, width), got shape {shape}")
         _, frames, channels, height, width = shape
         if channels != self.num_channels:
             raise ValueError(f"pixel_values_videos must have {self.num_channels} channels at dim 2, got shape {shape}")
@@ -466,9 +465,7 @@ class FluxViTAttentionPoolingHead(nn.Module):
         if kwargs.get("output_pooler_attentions"):
             attention: Callable = eager_attention_forward  # one query: writing the weights out costs nothing
         else:
-            attention = ALL_ATTENTION_FUNCTIONS.get_interface(
-                self.config._attn_implementation, eager_attention_forward
-            )
+            attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         pooled, weights = attention(
             self,
             self._split_heads(query),
@@ -685,7 +682,7 @@ class FluxViTForVideoClassification(FluxViTPreTrainedModel):
         return FluxViTForVideoClassificationOutput(loss=loss, logits=logits, **outputs)
 
     def flops(self, num_frames: int | None = None, size: int | None = None, token_budget: int | None = None) -> int:
-        """Multiply-adds of one clip, as the paper counts: embedding of the kept patches, layers, one projector and head.
+        """Multiply-adds of one clip as the paper counts: embedding of the kept patches, layers, a projector, a head.
 
         Args:
             num_frames: Frames of the clip; the config's by default.
@@ -704,5 +701,9 @@ class FluxViTForVideoClassification(FluxViTPreTrainedModel):
         pooling = 2 * tokens * dim**2 + 2 * tokens * dim + dim**2 + dim * config.projection_dim
         return embedding + config.num_hidden_layers * layer + pooling + config.projection_dim * config.num_labels
 
+
+# The stock video-classification pipeline looks a model's name up in this table, which Auto classes' `register` leaves
+# alone, and logs an error where it is missing.
+MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES.setdefault(FluxViTConfig.model_type, "FluxViTForVideoClassification")
 
 __all__ = ["FluxViTForVideoClassification", "FluxViTModel", "FluxViTPreTrainedModel"]

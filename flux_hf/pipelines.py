@@ -1,0 +1,173 @@
+# Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
+"""Video classification at a chosen token budget, over several views, batched across clips, decoding ahead."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import VideoClassificationPipeline
+
+
+DEFAULT_DECODE_THREADS = 2
+
+
+class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
+    """Classifies videos with a FluxViT model.
+
+    ```python
+    from transformers import pipeline
+    from flux_hf import FluxViTVideoClassificationPipeline
+
+    classify = pipeline("video-classification", model=path, pipeline_class=FluxViTVideoClassificationPipeline)
+    classify("clip.mp4", token_budget=1024, top_k=3)  # [{"score": ..., "label": ...}, ...]
+    classify(["a.mp4", "b.mp4"], num_clips=4, num_crops=3, batch_size=2)  # one such list a video
+    ```
+
+    Scores are the mean over views of each view's softmax (sigmoid for multi-label models), as published. Clips are
+    decoded by background threads while the model runs: `num_workers` of them, 2 by default.
+    """
+
+    def _sanitize_parameters(
+        self,
+        top_k: int | None = None,
+        num_frames: int | None = None,
+        size: int | dict | None = None,
+        num_clips: int | None = None,
+        num_crops: int | None = None,
+        token_budget: int | None = None,
+        function_to_apply: str | None = None,
+    ) -> tuple[dict, dict, dict]:
+        counts = {"num_frames": num_frames, "num_clips": num_clips, "num_crops": num_crops}
+        for name, value in {**counts, "top_k": top_k, "token_budget": token_budget}.items():
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        preprocess = {name: value for name, value in {**counts, "size": size}.items() if value is not None}
+        forward = {} if token_budget is None else {"token_budget": token_budget}
+        _, _, postprocess = super()._sanitize_parameters(top_k=top_k, function_to_apply=function_to_apply)
+        return preprocess, forward, postprocess
+
+    def __call__(self, inputs: Any, **kwargs: Any) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+        """Labels one video or several.
+
+        Args:
+            inputs: A video: path, URL, bytes, file object, frames (T, H, W, 3) or (T, 3, H, W) as array or tensor, or a
+                list of PIL images. Or a list (or generator, or array with a leading batch axis) of videos.
+            token_budget: Tokens encoded of each view; the model's default if not given.
+            num_frames: Frames sampled of each view; the model's default if not given.
+            size: Short side and crop in pixels, or a size dict of the processor.
+            num_clips: Temporal views of each video.
+            num_crops: Spatial views of each temporal view.
+            top_k: Labels returned, at most the model's; 5 by default.
+            function_to_apply: "softmax", "sigmoid" or "none"; by the model's problem type if not given.
+            batch_size: Videos in a forward pass, each of num_clips * num_crops views; 1 by default.
+            num_workers: Decoding threads.
+
+        Returns:
+            `top_k` dicts of `label` and `score`, best first; a list of such lists for several videos.
+
+        Raises:
+            ValueError: an argument out of range; `VideoDecodeError`, one of these, for a video that cannot be decoded.
+        """
+        if _is_frame_list(inputs):
+            inputs = np.stack([np.asarray(frame) for frame in inputs])
+        elif isinstance(inputs, tuple) or getattr(inputs, "ndim", None) == 5:
+            inputs = list(inputs)
+        if isinstance(inputs, list) and not inputs:
+            return []
+        return super().__call__(inputs, **kwargs)
+
+    def preprocess(self, video: Any, num_frames: int | None = None, **views: Any) -> dict[str, torch.Tensor]:
+        """Decodes, samples and transforms one video into its views, (V, T, 3, H, W)."""
+        if num_frames is None:
+            num_frames = getattr(self.video_processor, "num_frames", None) or self.model.config.num_frames
+        if _is_frame_list(video):
+            video = np.stack([np.asarray(frame) for frame in video])
+        return self.video_processor(
+            video, num_frames=num_frames, do_sample_frames=True, return_tensors="pt", **views
+        ).to(self.dtype)
+
+    def _forward(self, model_inputs: dict[str, torch.Tensor], **parameters: Any) -> dict[str, torch.Tensor]:
+        # Only what postprocess needs: everything returned here is copied to the CPU.
+        return {"logits": self.model(**model_inputs, **parameters).logits}
+
+    def postprocess(
+        self, model_outputs: dict[str, torch.Tensor], top_k: int = 5, function_to_apply: str | None = None
+    ) -> list[dict[str, Any]]:
+        """Logits of one video's views (V, num_labels) -> its best labels."""
+        config = self.model.config
+        if function_to_apply is None:
+            by_problem = {"regression": "none", "multi_label_classification": "sigmoid"}
+            function_to_apply = by_problem.get(config.problem_type, "softmax")
+        logits = model_outputs["logits"].float()
+        if function_to_apply == "softmax":
+            logits = logits.softmax(-1)
+        elif function_to_apply == "sigmoid":
+            logits = logits.sigmoid()
+        scores, labels = logits.mean(0).topk(min(top_k, config.num_labels))
+        return [
+            {"score": score, "label": config.id2label[label]}
+            for score, label in zip(scores.tolist(), labels.tolist(), strict=True)
+        ]
+
+    def get_iterator(
+        self,
+        inputs: Iterable,
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict,
+        forward_params: dict,
+        postprocess_params: dict,
+    ) -> Iterator[list[dict[str, Any]]]:
+        """One result a video, in order; up to `batch_size` videos a forward pass, the next ones decoding meanwhile."""
+        prepared = self._decode_ahead(inputs, num_workers or DEFAULT_DECODE_THREADS, batch_size, preprocess_params)
+        for batch in _batches_of_one_shape(prepared, batch_size):
+            views = [len(clip["pixel_values_videos"]) for clip in batch]
+            joined = {"pixel_values_videos": torch.cat([clip["pixel_values_videos"] for clip in batch])}
+            logits = self.forward(joined, **forward_params)["logits"]
+            for clip_logits in logits.split(views):
+                yield self.postprocess({"logits": clip_logits}, **postprocess_params)
+
+    def _decode_ahead(
+        self, inputs: Iterable, num_threads: int, batch_size: int, preprocess_params: dict
+    ) -> Iterator[dict[str, torch.Tensor]]:
+        waiting: deque[Future] = deque()
+        pool = ThreadPoolExecutor(num_threads, thread_name_prefix="flux-decode")
+        try:
+            for video in inputs:
+                waiting.append(pool.submit(self.preprocess, video, **preprocess_params))
+                if len(waiting) > batch_size + num_threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _is_frame_list(video: Any) -> bool:
+    """Whether a list holds the frames of one video rather than several videos."""
+    if not isinstance(video, (list, tuple)) or len(video) == 0:
+        return False
+    first = video[0]
+    is_image = hasattr(first, "convert") and hasattr(first, "getbands")  # PIL
+    return is_image or getattr(first, "ndim", None) == 3
+
+
+def _batches_of_one_shape(
+    clips: Iterable[dict[str, torch.Tensor]], batch_size: int
+) -> Iterator[list[dict[str, torch.Tensor]]]:
+    """Runs of up to `batch_size` successive clips whose views have one shape."""
+    batch: list[dict[str, torch.Tensor]] = []
+    for clip in clips:
+        shape = clip["pixel_values_videos"].shape[1:]
+        if batch and (len(batch) == batch_size or batch[0]["pixel_values_videos"].shape[1:] != shape):
+            yield batch
+            batch = []
+        batch.append(clip)
+    if batch:
+        yield batch
+
+
+__all__ = ["FluxViTVideoClassificationPipeline"]

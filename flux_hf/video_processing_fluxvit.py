@@ -1,0 +1,993 @@
+# Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
+"""FluxViT video processor: decode, sample, resize, crop, normalise; one clip or several views of it.
+
+Three chapters: which frames (`sample_frame_indices`), how they are read (`decode_video`), and the processor. Decoders
+are imported when a file is first read: decord must come after torch, and neither is needed for frames in memory.
+"""
+
+import http.client
+import importlib
+import io
+import os
+import stat
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+import torchvision.transforms.v2.functional as tvF
+from huggingface_hub.dataclasses import validate_typed_dict
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ChannelDimension,
+    PILImageResampling,
+    pil_torch_interpolation_mapping,
+)
+from transformers.processing_utils import Unpack, VideosKwargs
+from transformers.utils import logging
+from transformers.video_processing_utils import BaseVideoProcessor
+from transformers.video_utils import VideoMetadata
+
+from .configuration_fluxvit import AUTO_MAP, save_hub_files
+
+
+logger = logging.get_logger(__name__)
+
+DEFAULT_NUM_FRAMES = 12  # the clip FluxViT is trained around; used where neither the call nor the checkpoint says
+URL_TIMEOUT_SECONDS = 30.0
+
+Source = str | os.PathLike | bytes | bytearray | memoryview | io.IOBase
+IndexSampler = Callable[[VideoMetadata], Sequence[int] | np.ndarray]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which frames
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def sample_frame_indices(total_frames: int, num_frames: int, num_clips: int = 1) -> np.ndarray:
+    """Indices of `num_clips` interleaved clips spread over the whole video: the official evaluation rule.
+
+    With `seg = (N-1)/T`, clip c of S takes `round(seg*i) + int(seg/(S+1)*(c+1))`, at most N-1 (round half to even). A
+    video shorter than `num_frames` repeats frames by the same rule.
+
+    Args:
+        total_frames: N, frames in the video.
+        num_frames: T, frames of a clip.
+        num_clips: S.
+
+    Returns:
+        (num_clips, num_frames) int64, not decreasing along a clip.
+
+    Raises:
+        ValueError: an argument is below 1 or not an integer.
+    """
+    for name, value in (("total_frames", total_frames), ("num_frames", num_frames), ("num_clips", num_clips)):
+        _check_count(name, value)
+    segment = (total_frames - 1) / num_frames
+    starts = np.round(segment * np.arange(num_frames)).astype(np.int64)
+    offsets = np.array([int(segment / (num_clips + 1) * (clip + 1)) for clip in range(num_clips)], dtype=np.int64)
+    return np.minimum(starts[None, :] + offsets[:, None], total_frames - 1)
+
+
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# How they are read
+# ---------------------------------------------------------------------------------------------------------------------
+#
+# The frames of a file are those of a full sequential decode of its best video stream, in presentation order, without
+# the ones its edit list discards, turned upright as its display matrix says. decord finds a frame by its position
+# among the packets and seeks by time, which gives those frames only where every packet is one frame, none is
+# discarded, and each keyframe starts a closed group. Demuxing tells all that without decoding, so PyAV looks first:
+# where it holds decord reads the wanted frames, elsewhere PyAV decodes from the start.
+
+# Demuxers that would read other files, open the network, or turn plain text into pictures.
+_REFUSED_FORMATS = {"tty", "hls", "concat", "concatf", "dash", "lavfi", "rtsp", "sdp", "bin", "adf", "idf", "xbin"}
+# Containers whose index stores each keyframe, so that decord's seek lands on the keyframe it asked for.
+_SEEKABLE_FORMATS = {"mov", "mp4", "matroska", "webm"}
+# Frames equal packets (discarded ones aside) in these codecs, so the packets give the number of frames.
+_ONE_FRAME_A_PACKET = {"h264", "hevc", "vp9", "av1", "libdav1d", "libaom-av1", "mjpeg", "gif", "png", "rawvideo"}
+# 8-bit formats in which decord's colour conversion and PyAV's `rgb24` are equal bit for bit.
+_EQUAL_PIXEL_FORMATS = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p"}
+# Decoded frames kept while counting a stream whose packets do not tell the number; above it the stream is read twice.
+_FRAME_CACHE_BYTES = 256 * 2**20
+
+
+class VideoDecodeError(ValueError):
+    """A video that cannot be read: `source` names it, `reason` says why. Can be pickled (DataLoader workers)."""
+
+    def __init__(self, source: str, reason: str):
+        super().__init__(source, reason)
+        self.source = source
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"cannot decode {self.source}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """What is known of the video stream to read before its frames are."""
+
+    width: int  # as decoded, before it is turned upright
+    height: int
+    fps: float | None
+    duration: float | None  # seconds
+    frame_count: int | None  # None where only decoding can tell
+    needs_pyav: str | None  # why decord would not give the right frames; None where it does
+
+    def metadata(self, backend: str | None, indices: np.ndarray | None) -> VideoMetadata:
+        return VideoMetadata(
+            total_num_frames=self.frame_count,
+            fps=self.fps,
+            width=self.width,
+            height=self.height,
+            duration=self.duration,
+            video_backend=backend,
+            frames_indices=None if indices is None else indices.tolist(),
+        )
+
+
+def decode_video(
+    source: Source,
+    indices: Sequence[int] | np.ndarray | IndexSampler | None = None,
+    num_threads: int = 0,
+) -> tuple[torch.Tensor, VideoMetadata]:
+    """Reads frames of a video file, decoding no more of it than they need.
+
+    The frames are those of a full sequential decode: B-frames, edit lists, variable frame rates and rotation included.
+    Of several video streams the one FFmpeg ranks best is read (size, number of frames), cover pictures never.
+
+    Args:
+        source: a path, an http(s) URL, the bytes of a file, or a binary file object (read from where it stands).
+        indices: which frames, in any order, repeated at will; or a function that gets the metadata, whose
+            `total_num_frames` is the true number of frames, and returns them; None for all.
+        num_threads: decoding threads; 0 lets the decoder choose, and means 1 inside a DataLoader worker.
+
+    Returns:
+        Frames (N, H, W, 3) uint8 RGB on the CPU in the order asked for, and their metadata (`fps` in frames a second,
+        `duration` in seconds).
+
+    Raises:
+        VideoDecodeError: not a video, damaged where it was read, or a URL that cannot be fetched.
+        FileNotFoundError, IsADirectoryError, PermissionError: as `open` would.
+        ValueError: an index outside the video.
+        ImportError: neither decord nor PyAV is installed.
+    """
+    frames, positions, metadata = _decode_unique(source, indices, num_threads)
+    if not np.array_equal(positions, np.arange(len(frames))):
+        frames = frames[torch.from_numpy(positions)]
+    return frames, metadata
+
+
+def _decode_unique(
+    source: Source, indices: Sequence[int] | np.ndarray | IndexSampler | None, num_threads: int
+) -> tuple[torch.Tensor, np.ndarray, VideoMetadata]:
+    """`decode_video` with each frame once: frames (U, H, W, 3), the position in them of each index (N,), metadata."""
+    if num_threads == 0 and torch.utils.data.get_worker_info() is not None:
+        num_threads = 1
+    name, data = _open_source(source)
+    av, decord = _import_decoder("av"), _import_decoder("decord")
+    if av is None and decord is None:
+        raise ImportError("Reading video files needs decord or PyAV: `pip install decord av`.")
+    if av is None:
+        backend = "decord"
+        frames, chosen, stream = _read_with_decord_alone(decord, name, data, indices, num_threads)
+    else:
+        stream = _probe(av, name, data)
+        frames, backend = None, "decord"
+        if decord is not None and stream.needs_pyav is None:
+            chosen = _choose(name, stream, indices)
+            frames = _read_with_decord(decord, name, data, stream, np.unique(chosen), num_threads)
+        if frames is None:
+            backend = "pyav"
+            frames, chosen, stream = _read_with_pyav(av, name, data, stream, indices, num_threads)
+    metadata = stream.metadata(backend, chosen)
+    metadata.height, metadata.width = frames.shape[1:3]
+    return frames, np.unique(chosen, return_inverse=True)[1], metadata
+
+
+def _import_decoder(name: str):
+    """The module, or None where it is not installed. By name, so that loading this file never requires it."""
+    try:
+        module = importlib.import_module(name)
+    except ImportError:
+        return None
+    if name == "decord":
+        module.logging.set_level(module.logging.QUIET)  # errors are raised, not printed
+    return module
+
+
+def _open_source(source: Source) -> tuple[str, bytes | None]:
+    """(path, None) for a file on disk; (name for messages, content) for everything else."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        data = bytes(source)
+        return f"<{len(data)} bytes>", data
+    if hasattr(source, "read"):
+        data = source.read()
+        if not isinstance(data, bytes):
+            raise TypeError(f"a video file object must be opened in binary mode, its read() gave {type(data).__name__}")
+        return f"<{getattr(source, 'name', type(source).__name__)}, {len(data)} bytes>", data
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError(f"a video must be a path, a URL, bytes or a file object, got {type(source).__name__}")
+    path = os.fsdecode(source)
+    if path.startswith(("http://", "https://")):
+        return path, _download(path)
+    if "://" in path and not os.path.exists(path):
+        raise VideoDecodeError(path, "only http and https URLs can be fetched")
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise VideoDecodeError(path, "not a regular file")  # opening a pipe would wait for ever
+    with open(path, "rb"):  # the natural error for a folder, or a file that is not ours to read
+        pass
+    return os.path.abspath(path), None  # absolute: FFmpeg would take "clip:1.mp4" for a protocol
+
+
+def _download(url: str) -> bytes:
+    request = urllib.request.Request(url, headers={"User-Agent": "flux-hf"})
+    try:
+        with urllib.request.urlopen(request, timeout=URL_TIMEOUT_SECONDS) as response:
+            return response.read()
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise VideoDecodeError(url, f"the URL cannot be fetched ({error})") from error
+
+
+def _choose(name: str, stream: "_Stream", indices: Sequence[int] | np.ndarray | IndexSampler | None) -> np.ndarray:
+    """Resolves `indices` against a stream whose number of frames is known: (N,) int64, each in [0, frame_count)."""
+    total = stream.frame_count
+    if indices is None:
+        return np.arange(total)
+    if callable(indices):
+        indices = indices(stream.metadata(None, None))
+    chosen = np.asarray(indices)
+    if chosen.ndim != 1 or chosen.size == 0 or not np.issubdtype(chosen.dtype, np.integer):
+        raise ValueError(f"frame indices must be a non-empty flat list of integers, got {indices!r}")
+    if chosen.min() < 0 or chosen.max() >= total:
+        raise ValueError(f"frame indices must lie in [0, {total}) for {name}, got {chosen.min()} to {chosen.max()}")
+    return chosen.astype(np.int64)
+
+
+# --- PyAV: looking at the packets ------------------------------------------------------------------------------------
+
+
+def _open_with_pyav(av, name: str, data: bytes | None):
+    return av.open(name if data is None else io.BytesIO(data))
+
+
+def _ffmpeg_reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _probe(av, name: str, data: bytes | None) -> _Stream:
+    """Demuxes the file and decodes its first frame. Raises VideoDecodeError where there is no frame."""
+    try:
+        with _open_with_pyav(av, name, data) as container:
+            formats = set(container.format.name.split(","))
+            if formats & _REFUSED_FORMATS:
+                raise VideoDecodeError(name, f"not a video file (FFmpeg takes it for {container.format.name!r})")
+            return _scan(av, name, container, _best_stream(name, container), bool(formats & _SEEKABLE_FORMATS))
+    except av.FFmpegError as error:
+        raise VideoDecodeError(name, _ffmpeg_reason(error)) from error
+
+
+def _best_stream(name: str, container):
+    streams = [s for s in container.streams.video if not int(s.disposition) & 0x400]  # 0x400: a cover picture
+    if not streams:
+        raise VideoDecodeError(name, "it has no video stream")
+    best = container.streams.best("video")
+    return best if best in streams else streams[0]
+
+
+def _scan(av, name: str, container, video, seekable_format: bool) -> _Stream:
+    """Reads every packet of the stream."""
+    codec = video.codec_context.codec.name
+    groups = _GroupChecker(codec, video.codec_context.extradata)
+    first, packets, discarded = None, 0, 0
+    for packet in container.demux(video):
+        if first is None:
+            first = next(iter(_decode_packet(av, packet, strict=groups.has_keyframe)), None)
+        if packet.size:
+            packets += 1
+            discarded += packet.is_discard
+            groups.add(packet)
+    if first is None:
+        raise VideoDecodeError(name, "no frame can be decoded")
+    if not seekable_format:
+        fault = f"the packets of {container.format.name} do not tell frames"
+    elif discarded:
+        fault = "its edit list discards frames"  # decord counts them, and repeats the last frame in their place
+    else:
+        fault = groups.fault or _picture_fault(video, first)
+    rate = video.average_rate or video.guessed_rate
+    if video.duration:
+        duration = float(video.duration * video.time_base)
+    else:
+        duration = container.duration / av.time_base if container.duration else None
+    known = codec in _ONE_FRAME_A_PACKET and (seekable_format or codec == "gif") and not groups.starts_late
+    return _Stream(
+        width=first.width,
+        height=first.height,
+        fps=float(rate) if rate else None,
+        duration=duration,
+        frame_count=packets - discarded if known else None,
+        needs_pyav=fault,
+    )
+
+
+def _picture_fault(video, frame) -> str | None:
+    """Why decord's pixels would differ from PyAV's `rgb24`, judged by the first frame."""
+    if frame.format.name not in _EQUAL_PIXEL_FORMATS or frame.width % 2 or frame.height % 2:
+        # the two FFmpeg versions upsample chroma differently: deep formats by up to 40 levels at colour edges
+        return f"colours of {frame.format.name} {frame.width}x{frame.height}"
+    if min(frame.width, frame.height) < 32:
+        return f"size {frame.width}x{frame.height}"  # decord fails on, or misreads, rows shorter than its alignment
+    if video.codec_context.field_order > 1 or frame.interlaced_frame:
+        return "interlaced: a packet may be a field"
+    transpose, mirror, flip = _orientation(frame)
+    if transpose == (mirror == flip):
+        return "mirrored by its display matrix"  # decord only turns
+    return None
+
+
+class _GroupChecker:
+    """Follows packets in decoding order, and notes in `fault` what would break decord's seeking.
+
+    decord takes the n-th packet by time for the n-th frame, seeks to the time of the keyframe before it, and counts
+    frames from there. That is exact if each keyframe restarts decoding, all frames of its group come after it and
+    before the next keyframe, and no other keyframe decodes as early as it is shown.
+    """
+
+    def __init__(self, codec: str, extradata: bytes | None):
+        self.fault = None if codec in ("h264", "hevc") else f"the packets of {codec} do not tell frames"
+        self.has_keyframe = False
+        self.starts_late = False  # packets before the first keyframe: they may or may not give frames
+        self._codec = codec
+        self._extradata = bytes(extradata or b"")
+        self._parameter_sets: set[bytes] = set()
+        self._key_pts: int | None = None
+        self._last_pts: int | None = None
+
+    def add(self, packet) -> None:
+        if not self.has_keyframe and not packet.is_keyframe:
+            self.starts_late = True
+        self.has_keyframe |= packet.is_keyframe
+        if self.fault is None:
+            self.fault = self._fault(packet)
+
+    def _fault(self, packet) -> str | None:
+        if packet.pts is None or packet.dts is None or packet.pts < 0:
+            return "packets without a time of their own"
+        if packet.is_corrupt or packet.has_sidedata("new_extradata"):
+            return "a damaged packet, or a change of format"
+        if self._key_pts is None and not packet.is_keyframe:
+            return "it does not start with a keyframe"
+        if packet.is_keyframe:
+            if self._key_pts is not None and (packet.dts <= self._key_pts or packet.pts <= self._last_pts):
+                return "keyframes too close to tell apart by time"
+            self._key_pts = packet.pts
+        elif packet.pts <= self._key_pts:
+            return "open groups of pictures"
+        self._last_pts = packet.pts if self._last_pts is None else max(self._last_pts, packet.pts)
+        return self._unit_fault(bytes(packet)) if packet.is_keyframe else None
+
+    def _unit_fault(self, packet: bytes) -> str | None:
+        """Reads the NAL unit types of a keyframe (ISO/IEC 14496-15: each unit follows its length)."""
+        hevc = self._codec == "hevc"
+        if self._extradata[:1] != b"\x01" or len(self._extradata) < (23 if hevc else 7):
+            return "units without their lengths"
+        length_bytes = (self._extradata[21 if hevc else 4] & 3) + 1
+        position = 0
+        while position < len(packet):
+            start = position + length_bytes
+            position = start + int.from_bytes(packet[start - length_bytes : start], "big")
+            if start >= len(packet) or position > len(packet):
+                return "a damaged keyframe"
+            kind = (packet[start] >> 1) & 63 if hevc else packet[start] & 31
+            if kind == (33 if hevc else 7) and packet[start:position] not in self._extradata:
+                return "sequence parameters inside the stream, which may change its size"
+            if (kind < 16 or 21 < kind < 32) if hevc else kind in (1, 2, 3, 4):
+                return "keyframes that do not restart decoding"
+        return None
+
+
+# --- PyAV: decoding --------------------------------------------------------------------------------------------------
+
+
+def _decode_packet(av, packet, strict: bool) -> list:
+    """Frames of a packet; an empty packet inside the stream has none, the one at its end flushes the decoder.
+
+    What comes before the first keyframe may be undecodable in a sound file (a cut of a broadcast): not `strict`.
+    """
+    if packet.size == 0 and packet.pts is not None:
+        return []
+    try:
+        return packet.decode()
+    except av.FFmpegError:
+        if strict or packet.is_keyframe:
+            raise
+        return []
+
+
+def _sequential_frames(av, name: str, data: bytes | None, num_threads: int) -> Iterator:
+    """Every frame of the stream in presentation order."""
+    try:
+        with _open_with_pyav(av, name, data) as container:
+            video = _best_stream(name, container)
+            video.thread_type = "AUTO"
+            video.codec_context.thread_count = num_threads
+            has_keyframe = False
+            for packet in container.demux(video):
+                for frame in _decode_packet(av, packet, strict=has_keyframe):
+                    if frame.is_corrupt:
+                        raise VideoDecodeError(name, f"the frame at {frame.time} s is damaged")
+                    yield frame
+                has_keyframe |= packet.is_keyframe
+    except av.FFmpegError as error:
+        raise VideoDecodeError(name, _ffmpeg_reason(error)) from error
+
+
+def _read_with_pyav(
+    av, name: str, data: bytes | None, stream: _Stream, indices: Any, num_threads: int
+) -> tuple[torch.Tensor, np.ndarray, _Stream]:
+    """Decodes from the start. Frames (U, H, W, 3), the indices chosen, and the stream with its true frame count."""
+    for _ in range(2):
+        frames = _sequential_frames(av, name, data, num_threads)
+        if stream.frame_count is None:
+            cached, count = _cache_and_count(frames)
+            stream = replace(stream, frame_count=count)
+            frames = iter(cached) if cached is not None else _sequential_frames(av, name, data, num_threads)
+        if stream.frame_count == 0:
+            raise VideoDecodeError(name, "no frame can be decoded")
+        chosen = _choose(name, stream, indices)
+        picked, seen = _pick(av, frames, np.unique(chosen))
+        if picked is not None:
+            return torch.from_numpy(picked), chosen, stream
+        # the packets promised more frames than there are: choose again among those there are
+        stream = replace(stream, frame_count=seen)
+    raise VideoDecodeError(name, f"it ended after {seen} frames")
+
+
+def _cache_and_count(frames: Iterator) -> tuple[list | None, int]:
+    """The frames of a short stream, None for one over _FRAME_CACHE_BYTES; and how many there are."""
+    cached, size, count = [], 0, 0
+    for frame in frames:
+        count += 1
+        if cached is not None:
+            cached.append(frame)
+            size += sum(plane.buffer_size for plane in frame.planes)
+            if size > _FRAME_CACHE_BYTES:
+                cached = None
+    return cached, count
+
+
+def _pick(av, frames: Iterator, wanted: np.ndarray) -> tuple[np.ndarray | None, int]:
+    """Converts the frames at the sorted positions `wanted`: (U, H, W, 3) uint8, and how many frames were seen.
+
+    Where the picture size changes inside the stream, all frames are brought to the size of its first, as FFmpeg does.
+    None in place of the frames where the stream ends before the last of them.
+    """
+    reformatter = importlib.import_module("av.video.reformatter").VideoReformatter()
+    out, size, orientation, done, seen = None, None, None, 0, 0
+    for seen, frame in enumerate(frames, start=1):
+        if size is None:
+            size, orientation = (frame.width, frame.height), _orientation(frame)
+        if seen - 1 < wanted[done]:
+            continue
+        rgb = reformatter.reformat(frame, *size, format="rgb24").to_ndarray()
+        rgb = _turn(rgb, orientation)
+        if out is None:
+            out = np.empty((len(wanted), *rgb.shape), dtype=np.uint8)
+        out[done] = rgb
+        done += 1
+        if done == len(wanted):
+            return out, seen
+    return None, seen
+
+
+def _orientation(frame) -> tuple[bool, bool, bool]:
+    """(transpose, then mirror left-right, then flip upside down) that turns a frame upright, by its display matrix.
+
+    Rows of the matrix map (x, y) to (a x + c y, b x + d y), as in FFmpeg's libavutil/display.h. Angles between the
+    quarter turns are taken for the nearest one.
+    """
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return False, False, False
+    a, b, _, c, d = np.frombuffer(bytes(data), dtype=np.int32)[:5].tolist()
+    if abs(b) > abs(a):
+        return True, c < 0, b < 0
+    return False, a < 0, d < 0
+
+
+def _turn(image: np.ndarray, orientation: tuple[bool, bool, bool]) -> np.ndarray:
+    transpose, mirror, flip = orientation
+    image = image.transpose(1, 0, 2) if transpose else image
+    image = image[:, ::-1] if mirror else image
+    return image[::-1] if flip else image
+
+
+# --- decord ----------------------------------------------------------------------------------------------------------
+
+
+def _decord_errors(decord) -> tuple:
+    return RuntimeError, decord.DECORDError, AssertionError, OSError
+
+
+def _open_with_decord(decord, name: str, data: bytes | None, num_threads: int):
+    source = name if data is None else io.BytesIO(data)
+    return decord.VideoReader(source, ctx=decord.cpu(0), num_threads=num_threads)
+
+
+def _read_with_decord(
+    decord, name: str, data: bytes | None, stream: _Stream, wanted: np.ndarray, num_threads: int
+) -> torch.Tensor | None:
+    """Frames (U, H, W, 3) at the sorted positions `wanted`; None where PyAV should decide what the file holds."""
+    reader = None
+    try:
+        # the torch bridge hands over memory without a copy; scoped, so that the caller's bridge stays as it was
+        with decord.bridge.use_torch():
+            reader = _open_with_decord(decord, name, data, num_threads)
+            if len(reader) != stream.frame_count:
+                return None
+            frames = reader.get_batch(wanted)
+    except _decord_errors(decord) as error:
+        logger.debug("decord cannot read %s, PyAV decides: %s", name, error)
+        return None
+    finally:
+        del reader  # an open reader goes on decoding in the background, and hangs in a forked process
+    if frames.shape[-1] != 3 or sorted(frames.shape[1:3]) != sorted((stream.height, stream.width)):
+        return None  # another stream, or padded rows
+    if any(torch.equal(a, b) for a, b in zip(frames[:-1], frames[1:], strict=True)):
+        return None  # a still picture, or decord repeating a frame where the file ends early: only PyAV tells
+    return frames
+
+
+def _read_with_decord_alone(
+    decord, name: str, data: bytes | None, indices: Any, num_threads: int
+) -> tuple[torch.Tensor, np.ndarray, _Stream]:
+    """Without PyAV: the times decord knows show an edit list or missing times, and then frames are read in sequence.
+
+    Open groups of pictures cannot be seen this way, nor a file that ends early.
+    """
+    reader = None
+    try:
+        reader = _open_with_decord(decord, name, data, num_threads)
+        count, fps = len(reader), float(reader.get_avg_fps())
+        starts = reader.get_frame_timestamp(range(count))[:, 0]
+    except _decord_errors(decord) as error:
+        raise VideoDecodeError(name, str(error).strip().split("\n")[0]) from error
+    finally:
+        del reader
+    in_order = bool((starts >= 0).all() and (np.diff(starts) > 0).all())
+    if not in_order and starts.min() > -1e6:  # far below: the container has no times
+        count = int((starts >= 0).sum())  # decord counts the frames that the edit list discards
+    stream = _Stream(-1, -1, fps, count / fps if fps > 0 else None, count, None)
+    chosen = _choose(name, stream, indices)
+    wanted = np.unique(chosen)
+    try:
+        with decord.bridge.use_torch():
+            reader = _open_with_decord(decord, name, data, num_threads)
+            if in_order:
+                frames = reader.get_batch(wanted)
+            else:
+                read = ((i, reader.next()) for i in range(wanted[-1] + 1))
+                frames = torch.stack([frame.clone() for i, frame in read if i in set(wanted.tolist())])
+    except _decord_errors(decord) as error:
+        raise VideoDecodeError(name, str(error).strip().split("\n")[0]) from error
+    finally:
+        reader = None
+    return frames, chosen, stream
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The processor
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class FluxViTVideoProcessorKwargs(VideosKwargs, total=False):
+    r"""
+    num_clips (`int`, *optional*, defaults to 1):
+        Clips sampled from each video, spread evenly.
+    num_crops (`int`, *optional*, defaults to 1):
+        Crops taken from each clip along its long side.
+    antialias (`bool`, *optional*, defaults to `False`):
+        Whether the resize smooths before it shrinks. The official evaluation does not.
+    keep_aspect_ratio (`bool`, *optional*, defaults to `False`):
+        No crop: the whole picture, short side `size["shortest_edge"]`, both sides rounded to whole patches.
+    patch_size (`int`, *optional*, defaults to 14):
+        Pixels of a patch of the model, used by `keep_aspect_ratio`.
+    num_threads (`int`, *optional*, defaults to 0):
+        Decoding threads; 0 lets the decoder choose, and means 1 inside a DataLoader worker.
+    """
+
+    num_clips: int | None
+    num_crops: int | None
+    antialias: bool | None
+    keep_aspect_ratio: bool | None
+    patch_size: int | None
+    num_threads: int | None
+
+
+class FluxViTVideoProcessor(BaseVideoProcessor):
+    """Videos in, `pixel_values_videos` (B*V, T, 3, H, W) float32 out; V = `num_clips` x `num_crops` views of a video.
+
+    A video is a path, a URL, bytes or a binary file object (decoded, and sampled by default); or frames: (T, H, W, C)
+    or (T, C, H, W) numpy or torch, a list of PIL images or of frame arrays. Lists of these, mixed, are a batch. Views
+    of a video follow each other, clips outer, crops inner.
+
+    Frames in memory are sampled only where the call gives `num_frames` or `fps`, or `do_sample_frames=True`; they must
+    then be at least as many as asked for, while a short file repeats frames. Integer frames are 0 to 255; float frames
+    are 0 to 255 too, or 0 to 1 (told by their largest value), which `do_rescale` then leaves alone.
+
+    `size` R or `{"shortest_edge": R}` resizes the short side to R and sets a square crop of R; `{"height", "width"}`
+    resizes to exactly that; `crop_size` overrides the crop.
+    """
+
+    resample = PILImageResampling.BILINEAR
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    size = {"shortest_edge": 224}
+    crop_size = {"height": 224, "width": 224}
+    default_to_square = False
+    do_resize = True
+    do_center_crop = True
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_normalize = True
+    do_convert_rgb = True
+    do_sample_frames = None  # None: files yes, frames in memory only if the call says how many
+    num_frames = None  # None: DEFAULT_NUM_FRAMES; a checkpoint may set it
+    num_clips = 1
+    num_crops = 1
+    antialias = False
+    keep_aspect_ratio = False
+    patch_size = 14
+    num_threads = 0
+    valid_kwargs = FluxViTVideoProcessorKwargs
+    model_input_names = ["pixel_values_videos"]
+
+    def __init__(self, **kwargs: Unpack[FluxViTVideoProcessorKwargs]):
+        super().__init__(**_with_matching_crop(kwargs))
+
+    @classmethod
+    def from_dict(cls, video_processor_dict: dict[str, Any], **kwargs):
+        if kwargs.get("size") is not None and kwargs.get("crop_size") is None:
+            # a size given at load must not meet the crop saved for another size
+            video_processor_dict = {k: v for k, v in video_processor_dict.items() if k != "crop_size"}
+        return super().from_dict(video_processor_dict, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "auto_map": dict(AUTO_MAP)}
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
+        """Saves the settings with the code that loads them: a checkpoint folder works without this package."""
+        if not os.path.isfile(save_directory):  # the library says what is wrong with a file
+            os.makedirs(save_directory, exist_ok=True)
+            save_hub_files(save_directory)
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def sample_frames(
+        self,
+        metadata: VideoMetadata,
+        num_frames: int | None = None,
+        fps: int | float | None = None,
+        num_clips: int | None = None,
+        **kwargs,
+    ) -> np.ndarray:
+        """Which frames of a video to take, by the rule of `sample_frame_indices`.
+
+        Args:
+            metadata: of the whole video; `fps` sampling needs its `fps`.
+            num_frames: T, frames of a clip.
+            fps: frames of a clip per second of video, in place of `num_frames`; overrides a default `num_frames`.
+            num_clips: S, clips.
+
+        Returns:
+            (S * T,) int64, clip after clip.
+
+        Raises:
+            ValueError: both `num_frames` and `fps`, a value out of range, or `fps` for a video of unknown rate.
+        """
+        if num_frames is not None and fps is not None:
+            raise ValueError(f"`num_frames` and `fps` exclude each other, got {num_frames} and {fps}")
+        if num_frames is None and fps is None:
+            fps, num_frames = self.fps, self.num_frames
+        if fps is not None:
+            if fps <= 0:
+                raise ValueError(f"`fps` must be above 0, got {fps}")
+            if not metadata.fps:
+                raise ValueError(f"sampling {fps} frames a second needs the rate of the video: pass `video_metadata`")
+            # the small term keeps 6.0 frames from becoming 5 by rounding
+            num_frames = max(1, int(metadata.total_num_frames * fps / metadata.fps + 1e-6))
+        elif num_frames is None:
+            num_frames = DEFAULT_NUM_FRAMES
+        num_clips = self.num_clips if num_clips is None else num_clips
+        return sample_frame_indices(metadata.total_num_frames, num_frames, num_clips).reshape(-1)
+
+    def preprocess(self, videos: Any, **kwargs: Unpack[FluxViTVideoProcessorKwargs]) -> BatchFeature:
+        """Turns one video, or a list of videos, into model input.
+
+        Args:
+            videos: see the class.
+            kwargs: any attribute of the processor, for this call; `device` to work on; `return_tensors`;
+                `video_metadata`, one entry a video, for `fps` sampling of frames in memory; `return_metadata`.
+
+        Returns:
+            BatchFeature with `pixel_values_videos`: (B*V, T, 3, H, W), or without `return_tensors` the list of its
+            B*V rows; and with `return_metadata` also `video_metadata`, one entry a video.
+
+        Raises:
+            VideoDecodeError: a file that cannot be decoded.
+            ValueError: a value out of range, or views of different shapes together with `return_tensors`.
+        """
+        options = self._call_options(kwargs)
+        sources = _flatten_videos(videos)
+        given_metadata = _flatten_metadata(options["video_metadata"], len(sources))
+        views, metadata = [], []
+        for source, known in zip(sources, given_metadata, strict=True):
+            frames, positions, about = self._load(source, known, options)
+            views.extend(self._views(frames, positions, options))
+            metadata.append(about)
+        return_tensors = options["return_tensors"]
+        if return_tensors is not None:
+            shapes = sorted({tuple(view.shape) for view in views})
+            if len(shapes) > 1:
+                raise ValueError(
+                    f"views of different shapes {shapes} cannot be one tensor: drop `return_tensors`, crop them to "
+                    "one size, or sample the same number of frames from each"
+                )
+            views = torch.stack(views)
+        data = BatchFeature(data={"pixel_values_videos": views}, tensor_type=return_tensors)
+        if options["return_metadata"]:
+            data["video_metadata"] = metadata
+        return data
+
+    def _call_options(self, call: dict[str, Any]) -> dict[str, Any]:
+        """The settings of one call: what it gives, then the processor's own; sizes as dicts."""
+        for name in ("num_frames", "num_clips", "num_crops", "patch_size"):
+            if call.get(name) is not None:
+                _check_count(name, call[name])
+        if call.get("num_frames") is not None and call.get("fps") is not None:
+            raise ValueError(f"`num_frames` and `fps` exclude each other, got {call['num_frames']} and {call['fps']}")
+        validate_typed_dict(self.valid_kwargs, call)
+        given = {name: value for name, value in call.items() if value is not None}
+        sampling_given = "num_frames" in given or "fps" in given
+        given = _with_matching_crop(given)
+        options = {name: getattr(self, name, None) for name in self.valid_kwargs.__annotations__}
+        options.update(return_tensors=None, video_metadata=None)
+        if sampling_given:
+            options.update(num_frames=None, fps=None)  # what the call says beats either default
+        options.update(given)
+        options["sampling_given"] = sampling_given
+        if options["keep_aspect_ratio"] and options["num_crops"] != 1:
+            raise ValueError(f"`keep_aspect_ratio` leaves nothing to crop, got `num_crops`={options['num_crops']}")
+        if options["num_crops"] != 1 and not options["do_center_crop"]:
+            raise ValueError(f"`num_crops`={options['num_crops']} needs `do_center_crop`")
+        return options
+
+    def _load(self, source: Any, known: VideoMetadata | None, options: dict[str, Any]):
+        """Frames (U, C, H, W) of one video on the device, each once; (num_clips, T) positions in them; metadata."""
+        sampling = options["do_sample_frames"]
+        num_clips = options["num_clips"]
+
+        def sampler(metadata: VideoMetadata) -> np.ndarray:
+            return self.sample_frames(
+                metadata, num_frames=options["num_frames"], fps=options["fps"], num_clips=num_clips
+            )
+
+        if _is_source(source):
+            whole = sampling is False
+            frames, positions, about = _decode_unique(source, None if whole else sampler, options["num_threads"])
+            frames = frames.permute(0, 3, 1, 2)
+        else:
+            whole = sampling is False or (sampling is None and not options["sampling_given"])
+            frames = _as_frames(source, options["input_data_format"])
+            about = known or VideoMetadata(total_num_frames=len(frames))
+            about.height, about.width = frames.shape[-2:]
+            chosen = np.arange(len(frames)) if whole else sampler(replace(about, total_num_frames=len(frames)))
+            if len(chosen) > len(frames) * num_clips:
+                raise ValueError(
+                    f"{len(chosen) // num_clips} frames asked for, but the video has {len(frames)}: pass more frames, "
+                    "ask for fewer, or pass the file, which repeats frames"
+                )
+            about.frames_indices = chosen.tolist()
+            kept, positions = np.unique(chosen, return_inverse=True)
+            frames = frames if len(kept) == len(frames) else frames[torch.from_numpy(kept)]
+        if whole and num_clips > 1:
+            raise ValueError(f"`num_clips`={num_clips} needs frames to be sampled: give `num_frames` or `fps`")
+        positions = positions.reshape(1 if whole else num_clips, -1)
+        return frames.to(options["device"] or frames.device), positions, about
+
+    def _views(self, frames: torch.Tensor, positions: np.ndarray, options: dict[str, Any]) -> list[torch.Tensor]:
+        """num_clips x num_crops views (T, C, h, w) from frames (U, C, H, W); each frame is resized once."""
+        do_rescale = options["do_rescale"]
+        if do_rescale and frames.is_floating_point() and float(frames.max()) <= 1.0:
+            logger.warning_once("Float frames within [0, 1] are taken as rescaled already: not divided by 255 again.")
+            do_rescale = False
+        if options["do_convert_rgb"]:
+            frames = self.convert_to_rgb(frames)
+        if options["do_resize"]:
+            target = _target_size(frames.shape[-2:], options)
+            if target != tuple(frames.shape[-2:]):
+                mode = pil_torch_interpolation_mapping[PILImageResampling(options["resample"])]
+                frames = tvF.resize(frames, list(target), interpolation=mode, antialias=options["antialias"])
+        corners = [(0, 0)]
+        height, width = frames.shape[-2:]
+        if options["do_center_crop"] and not options["keep_aspect_ratio"]:
+            crop = options["crop_size"]
+            corners = _crop_corners((height, width), (crop["height"], crop["width"]), options["num_crops"])
+            height, width = crop["height"], crop["width"]
+        crops = []
+        for top, left in corners:
+            crop = frames[:, :, top : top + height, left : left + width]
+            crops.append(self._to_values(crop, do_rescale, options))
+        return [crop[torch.from_numpy(clip).to(crop.device)] for clip in positions for crop in crops]
+
+    def _to_values(self, frames: torch.Tensor, do_rescale: bool, options: dict[str, Any]) -> torch.Tensor:
+        """Rescales and normalises (U, C, h, w) into a new float32 tensor."""
+        values = frames.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+        if do_rescale:
+            values.mul_(options["rescale_factor"])
+        if options["do_normalize"]:
+            mean = torch.as_tensor(options["image_mean"], dtype=torch.float32, device=values.device).view(-1, 1, 1)
+            std = torch.as_tensor(options["image_std"], dtype=torch.float32, device=values.device).view(-1, 1, 1)
+            values.sub_(mean).div_(std)
+        return values
+
+
+def _size_dict(name: str, size: Any) -> dict[str, int]:
+    """{"shortest_edge"} or {"height", "width"} from an int, a (height, width) pair or a dict; raises ValueError."""
+    if isinstance(size, int):
+        size = {"shortest_edge": size}
+    elif isinstance(size, (list, tuple)) and len(size) == 2:
+        size = {"height": size[0], "width": size[1]}
+    try:
+        size = {key: value for key, value in dict(size).items() if value is not None}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`{name}` must be an int, a (height, width) pair or a dict, got {size!r}") from error
+    if set(size) not in ({"shortest_edge"}, {"height", "width"}):
+        raise ValueError(f"`{name}` must have `shortest_edge`, or `height` and `width`, got {size!r}")
+    for key, value in size.items():
+        _check_count(f"{name}[{key!r}]", value)
+    return size
+
+
+def _with_matching_crop(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with `size` and `crop_size` as dicts, and a crop that follows a size given without one."""
+    settings = dict(settings)
+    if settings.get("size") is not None:
+        size = settings["size"] = _size_dict("size", settings["size"])
+        if settings.get("crop_size") is None:
+            edge = size.get("shortest_edge")
+            settings["crop_size"] = {"height": edge, "width": edge} if edge else dict(size)
+    if settings.get("crop_size") is not None:
+        crop = _size_dict("crop_size", settings["crop_size"])
+        edge = crop.get("shortest_edge")
+        settings["crop_size"] = {"height": edge, "width": edge} if edge else crop
+    return settings
+
+
+def _target_size(frame_size: tuple[int, int], options: dict[str, Any]) -> tuple[int, int]:
+    """(height, width) to resize frames of `frame_size` to."""
+    height, width = frame_size
+    size = {key: value for key, value in dict(options["size"]).items() if value is not None}
+    if "height" in size:
+        target = (size["height"], size["width"])
+    else:
+        edge = size["shortest_edge"]
+        if options["keep_aspect_ratio"]:
+            target = (height * edge / min(height, width), width * edge / min(height, width))
+        elif height <= width:
+            target = (edge, width * edge // height)
+        else:
+            target = (height * edge // width, edge)
+    if options["keep_aspect_ratio"]:
+        patch = options["patch_size"]
+        target = tuple(max(patch, round(side / patch) * patch) for side in target)
+    return target
+
+
+def _crop_corners(frame_size: tuple[int, int], crop_size: tuple[int, int], num_crops: int) -> list[tuple[int, int]]:
+    """(top, left) of `num_crops` crops spread along the long side, the first and last at its ends; one: the centre."""
+    (height, width), (crop_height, crop_width) = frame_size, crop_size
+    spare_rows, spare_columns = height - crop_height, width - crop_width
+    if spare_rows < 0 or spare_columns < 0:
+        raise ValueError(f"frames of {height}x{width} are smaller than the crop of {crop_height}x{crop_width}")
+    if num_crops == 1:
+        return [(spare_rows // 2, spare_columns // 2)]
+    steps = range(num_crops)
+    if height > width:
+        return [(j * spare_rows // (num_crops - 1), spare_columns // 2) for j in steps]
+    return [(spare_rows // 2, j * spare_columns // (num_crops - 1)) for j in steps]
+
+
+def _is_source(video: Any) -> bool:
+    return isinstance(video, (str, os.PathLike, bytes, bytearray, memoryview)) or hasattr(video, "read")
+
+
+def _is_array(video: Any) -> bool:
+    return isinstance(video, (np.ndarray, torch.Tensor))
+
+
+def _is_frame(frame: Any) -> bool:
+    return isinstance(frame, PIL.Image.Image) or (_is_array(frame) and frame.ndim in (2, 3))
+
+
+def _flatten_videos(videos: Any) -> list[Any]:
+    """The videos of a batch, however nested: sources, 4-D arrays, or lists of frames."""
+    if isinstance(videos, PIL.Image.Image):
+        return [[videos]]
+    if _is_source(videos):
+        return [videos]
+    if _is_array(videos):
+        if videos.ndim == 5:
+            return list(videos)
+        if videos.ndim == 4:
+            return [videos]
+        if videos.ndim == 3:
+            return [[videos]]
+        raise ValueError(f"frames must be (T, H, W, C), (T, C, H, W), a batch of them or one frame, got {videos.shape}")
+    if not isinstance(videos, (list, tuple)):
+        raise ValueError(f"a video must be a file, frames or a list of them, got {type(videos).__name__}")
+    if len(videos) == 0:
+        raise ValueError("no video given: the list is empty")
+    if all(_is_frame(item) for item in videos):
+        return [videos]
+    return [video for item in videos for video in _flatten_videos(item)]
+
+
+def _flatten_metadata(metadata: Any, num_videos: int) -> list[VideoMetadata | None]:
+    """One entry a video, copied; None where none was given."""
+    if metadata is None:
+        return [None] * num_videos
+
+    def flat(item):
+        return [entry for part in item for entry in flat(part)] if isinstance(item, (list, tuple)) else [item]
+
+    entries = [None if entry is None else VideoMetadata(**dict(entry)) for entry in flat(metadata)]
+    if len(entries) != num_videos:
+        raise ValueError(f"`video_metadata` must have one entry a video: got {len(entries)} for {num_videos} videos")
+    return entries
+
+
+def _as_frames(video: Any, data_format: str | ChannelDimension | None) -> torch.Tensor:
+    """Frames in memory as one (T, C, H, W) tensor; integers as uint8."""
+    if isinstance(video, (list, tuple)):
+        parts = []
+        for frame in video:
+            if isinstance(frame, PIL.Image.Image):
+                mode = "RGBA" if frame.mode in ("RGBA", "LA", "PA") or "transparency" in frame.info else "RGB"
+                frame = np.array(frame.convert(mode))
+                data_format = ChannelDimension.LAST
+            frame = torch.as_tensor(frame)
+            parts.append(frame[..., None] if frame.ndim == 2 else frame)
+        shapes = sorted({tuple(part.shape) for part in parts})
+        if len(shapes) > 1:
+            raise ValueError(f"the frames of a video must have one size, got {shapes}")
+        video = torch.stack(parts)
+    else:
+        video = torch.from_numpy(np.ascontiguousarray(video)) if isinstance(video, np.ndarray) else video
+    if video.numel() == 0:
+        raise ValueError(f"a video without frames or pixels: {tuple(video.shape)}")
+    if data_format is None:
+        channels = (1, 3, 4)
+        if video.shape[1] not in channels and video.shape[-1] not in channels:
+            raise ValueError(f"neither dimension 1 nor the last of {tuple(video.shape)} is 1, 3 or 4 colour channels")
+        first = video.shape[1] in channels
+        data_format = ChannelDimension.FIRST if first else ChannelDimension.LAST
+    if ChannelDimension(data_format) == ChannelDimension.LAST:
+        video = video.permute(0, 3, 1, 2)
+    if not video.is_floating_point() and video.dtype != torch.uint8:
+        if video.dtype == torch.bool or int(video.min()) < 0 or int(video.max()) > 255:
+            raise ValueError(f"integer frames must lie in 0 to 255, got {video.dtype} up to {video.max()}")
+        video = video.to(torch.uint8)
+    return video
