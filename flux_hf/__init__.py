@@ -1,5 +1,5 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
-"""FluxViT for Hugging Face transformers. Importing the package registers its classes with transformers' Auto classes."""
+"""FluxViT for Hugging Face transformers. Importing the package registers its classes with the Auto classes."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification, AutoVideoProcessor
 

@@ -19,13 +19,6 @@ AUTO_MAP = {
     "AutoModelForVideoClassification": "modeling_fluxvit.FluxViTForVideoClassification",
     "AutoVideoProcessor": "video_processing_fluxvit.FluxViTVideoProcessor",
 }
-HUB_FILES = (
-    "configuration_fluxvit.py",
-    "token_selection.py",
-    "modeling_fluxvit.py",
-    "video_processing_fluxvit.py",
-)
-
 # FluxViT as released (official code); InternVideo2 in the sizes of its paper, as fine-tuned or pretrained at 8 frames.
 FLUXVIT_SIZES = {
     "small": {
@@ -67,13 +60,19 @@ def save_hub_files(save_directory: str | os.PathLike) -> None:
 
     Each file is written under a temporary name and renamed, so a reader never sees half of one.
     """
-    source_directory, target_directory = Path(__file__).parent, Path(save_directory)
+    # Imports, and here, for two reasons: transformers' loader of remote code brings along what a file imports
+    # relatively, so that a checkpoint loaded that way can be saved again; and the module imports this one.
+    from .modeling_fluxvit import __file__ as modeling_file
+    from .token_selection import __file__ as selection_file
+    from .video_processing_fluxvit import __file__ as processing_file
+
+    target_directory = Path(save_directory)
     target_directory.mkdir(parents=True, exist_ok=True)
-    for name in HUB_FILES:
-        source, target = source_directory / name, target_directory / name
+    for source in map(Path, (__file__, modeling_file, selection_file, processing_file)):
+        target = target_directory / source.name
         if target.exists() and source.samefile(target):
             continue
-        temporary = target.with_name(f".{name}.{os.getpid()}.tmp")
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         shutil.copyfile(source, temporary)
         os.replace(temporary, target)
 

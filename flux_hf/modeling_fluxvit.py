@@ -52,7 +52,7 @@ class FluxViTModelOutput(ModelOutput):
 
 @dataclass
 @auto_docstring(custom_intro="Output of [`FluxViTForVideoClassification`].")
-class FluxViTForVideoClassificationOutput(FluxViTModelOutput):
+class FluxViTForVideoClassificationOutput(ModelOutput):
     r"""
     loss (`torch.FloatTensor` of shape `(1,)`):
         Classification (or regression) loss, when `labels` are given.
@@ -68,7 +68,6 @@ class FluxViTForVideoClassificationOutput(FluxViTModelOutput):
         Attention of the pooling query, with `output_pooler_attentions=True`.
     """
 
-    # ModelOutput orders its fields as they are declared, and users expect loss and logits first.
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
     last_hidden_state: torch.FloatTensor | None = None
@@ -557,7 +556,11 @@ class FluxViTModel(FluxViTPreTrainedModel):
         """
         budgets = self.config.token_budgets
         if head is None:
-            return min(range(len(budgets)), key=lambda index: (abs(budgets[index] - kept_tokens), index))
+            nearest = 0  # a loop, for torch.compile cannot trace min() over sizes that vary
+            for index, budget in enumerate(budgets):
+                if abs(budget - kept_tokens) < abs(budgets[nearest] - kept_tokens):
+                    nearest = index
+            return nearest
         if isinstance(head, bool) or not isinstance(head, int) or not 0 <= head < len(budgets):
             raise ValueError(f"head must be an index from 0 to {len(budgets) - 1} into token_budgets, got {head!r}")
         return head

@@ -9,6 +9,7 @@ import http.client
 import importlib
 import io
 import os
+import re
 import stat
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -96,8 +97,12 @@ _REFUSED_FORMATS = {"tty", "hls", "concat", "concatf", "dash", "lavfi", "rtsp", 
 _SEEKABLE_FORMATS = {"mov", "mp4", "matroska", "webm"}
 # Frames equal packets (discarded ones aside) in these codecs, so the packets give the number of frames.
 _ONE_FRAME_A_PACKET = {"h264", "hevc", "vp9", "av1", "libdav1d", "libaom-av1", "mjpeg", "gif", "png", "rawvideo"}
-# 8-bit formats in which decord's colour conversion and PyAV's `rgb24` are equal bit for bit.
-_EQUAL_PIXEL_FORMATS = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p"}
+# Formats in which decord's frames and PyAV's `rgb24` are equal bit for bit. Deep ones are not, nor odd sizes: the two
+# FFmpeg versions upsample chroma differently. 4:4:4 is, except after a seek (see `_OLD_ENCODER`).
+_EQUAL_PIXEL_FORMATS = {"yuv420p", "yuvj420p"}
+# FFmpeg works around faults of early x264 builds, known by a note in the first packet alone. decord forgets that note
+# when it seeks.
+_OLD_ENCODER = 68
 # Decoded frames kept while counting a stream whose packets do not tell the number; above it the stream is read twice.
 _FRAME_CACHE_BYTES = 256 * 2**20
 
@@ -145,7 +150,8 @@ def decode_video(
     """Reads frames of a video file, decoding no more of it than they need.
 
     The frames are those of a full sequential decode: B-frames, edit lists, variable frame rates and rotation included.
-    Of several video streams the one FFmpeg ranks best is read (size, number of frames), cover pictures never.
+    Of several video streams FFmpeg's `av_find_best_stream` picks the one to read (PyAV's FFmpeg, where decord's would
+    pick another); a cover picture never.
 
     Args:
         source: a path, an http(s) URL, the bytes of a file, or a binary file object (read from where it stands).
@@ -215,7 +221,9 @@ def _open_source(source: Source) -> tuple[str, bytes | None]:
     if hasattr(source, "read"):
         data = source.read()
         if not isinstance(data, bytes):
-            raise TypeError(f"a video file object must be opened in binary mode, its read() gave {type(data).__name__}")
+            raise TypeError(
+                f"a video file object must be opened in binary mode, its read() gave {type(data).__name__}"
+            )
         return f"<{getattr(source, 'name', type(source).__name__)}, {len(data)} bytes>", data
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(f"a video must be a path, a URL, bytes or a file object, got {type(source).__name__}")
@@ -260,7 +268,8 @@ def _choose(name: str, stream: "_Stream", indices: Sequence[int] | np.ndarray | 
 
 
 def _open_with_pyav(av, name: str, data: bytes | None):
-    return av.open(name if data is None else io.BytesIO(data))
+    # tags in another encoding than UTF-8 are nothing to fail for
+    return av.open(name if data is None else io.BytesIO(data), metadata_errors="replace")
 
 
 def _ffmpeg_reason(error: Exception) -> str:
@@ -280,9 +289,10 @@ def _probe(av, name: str, data: bytes | None) -> _Stream:
 
 
 def _best_stream(name: str, container):
-    streams = [s for s in container.streams.video if not int(s.disposition) & 0x400]  # 0x400: a cover picture
+    # a codec that this FFmpeg does not know has no context; 0x400 marks a cover picture
+    streams = [s for s in container.streams.video if s.codec_context and not int(getattr(s, "disposition", 0)) & 0x400]
     if not streams:
-        raise VideoDecodeError(name, "it has no video stream")
+        raise VideoDecodeError(name, "it has no video stream that FFmpeg can decode")
     best = container.streams.best("video")
     return best if best in streams else streams[0]
 
@@ -290,7 +300,7 @@ def _best_stream(name: str, container):
 def _scan(av, name: str, container, video, seekable_format: bool) -> _Stream:
     """Reads every packet of the stream."""
     codec = video.codec_context.codec.name
-    groups = _GroupChecker(codec, video.codec_context.extradata)
+    groups = _GroupChecker(codec, video.codec_context.extradata, "mov" in container.format.name)
     first, packets, discarded = None, 0, 0
     for packet in container.demux(video):
         if first is None:
@@ -326,11 +336,10 @@ def _scan(av, name: str, container, video, seekable_format: bool) -> _Stream:
 def _picture_fault(video, frame) -> str | None:
     """Why decord's pixels would differ from PyAV's `rgb24`, judged by the first frame."""
     if frame.format.name not in _EQUAL_PIXEL_FORMATS or frame.width % 2 or frame.height % 2:
-        # the two FFmpeg versions upsample chroma differently: deep formats by up to 40 levels at colour edges
         return f"colours of {frame.format.name} {frame.width}x{frame.height}"
     if min(frame.width, frame.height) < 32:
         return f"size {frame.width}x{frame.height}"  # decord fails on, or misreads, rows shorter than its alignment
-    if video.codec_context.field_order > 1 or frame.interlaced_frame:
+    if getattr(video.codec_context, "field_order", 0) > 1 or frame.interlaced_frame:
         return "interlaced: a packet may be a field"
     transpose, mirror, flip = _orientation(frame)
     if transpose == (mirror == flip):
@@ -343,15 +352,17 @@ class _GroupChecker:
 
     decord takes the n-th packet by time for the n-th frame, seeks to the time of the keyframe before it, and counts
     frames from there. That is exact if each keyframe restarts decoding, all frames of its group come after it and
-    before the next keyframe, and no other keyframe decodes as early as it is shown.
+    before the next keyframe, and, where the container seeks by decoding time (`seeks_by_dts`: MP4), no other keyframe
+    decodes as early as it is shown.
     """
 
-    def __init__(self, codec: str, extradata: bytes | None):
+    def __init__(self, codec: str, extradata: bytes | None, seeks_by_dts: bool):
         self.fault = None if codec in ("h264", "hevc") else f"the packets of {codec} do not tell frames"
         self.has_keyframe = False
         self.starts_late = False  # packets before the first keyframe: they may or may not give frames
         self._codec = codec
         self._extradata = bytes(extradata or b"")
+        self._seeks_by_dts = seeks_by_dts
         self._parameter_sets: set[bytes] = set()
         self._key_pts: int | None = None
         self._last_pts: int | None = None
@@ -364,15 +375,19 @@ class _GroupChecker:
             self.fault = self._fault(packet)
 
     def _fault(self, packet) -> str | None:
-        if packet.pts is None or packet.dts is None or packet.pts < 0:
+        if packet.pts is None or packet.pts < 0 or (self._seeks_by_dts and packet.dts is None):
             return "packets without a time of their own"
-        if packet.is_corrupt or packet.has_sidedata("new_extradata"):
+        if packet.is_corrupt or (hasattr(packet, "has_sidedata") and packet.has_sidedata("new_extradata")):
             return "a damaged packet, or a change of format"
         if self._key_pts is None and not packet.is_keyframe:
             return "it does not start with a keyframe"
         if packet.is_keyframe:
-            if self._key_pts is not None and (packet.dts <= self._key_pts or packet.pts <= self._last_pts):
-                return "keyframes too close to tell apart by time"
+            if self._key_pts is not None:
+                seek_time = packet.dts if self._seeks_by_dts else packet.pts
+                if seek_time <= self._key_pts or packet.pts <= self._last_pts:
+                    return "keyframes too close to tell apart by time"
+            if self._key_pts is None and _x264_build(packet) < _OLD_ENCODER:
+                return "an early x264"
             self._key_pts = packet.pts
         elif packet.pts <= self._key_pts:
             return "open groups of pictures"
@@ -397,6 +412,12 @@ class _GroupChecker:
             if (kind < 16 or 21 < kind < 32) if hevc else kind in (1, 2, 3, 4):
                 return "keyframes that do not restart decoding"
         return None
+
+
+def _x264_build(packet) -> float:
+    """The build number that x264 writes into the first packet; infinity for other encoders."""
+    match = re.search(rb"x264 - core (\d+)", bytes(packet))
+    return int(match[1]) if match else float("inf")
 
 
 # --- PyAV: decoding --------------------------------------------------------------------------------------------------
@@ -818,8 +839,7 @@ class FluxViTVideoProcessor(BaseVideoProcessor):
         if options["do_resize"]:
             target = _target_size(frames.shape[-2:], options)
             if target != tuple(frames.shape[-2:]):
-                mode = pil_torch_interpolation_mapping[PILImageResampling(options["resample"])]
-                frames = tvF.resize(frames, list(target), interpolation=mode, antialias=options["antialias"])
+                frames = _resize(frames, target, options["resample"], options["antialias"])
         corners = [(0, 0)]
         height, width = frames.shape[-2:]
         if options["do_center_crop"] and not options["keep_aspect_ratio"]:
@@ -896,6 +916,48 @@ def _target_size(frame_size: tuple[int, int], options: dict[str, Any]) -> tuple[
     return target
 
 
+def _resize(frames: torch.Tensor, size: tuple[int, int], resample: Any, antialias: bool) -> torch.Tensor:
+    """Frames (T, C, H, W) at `size` (height, width)."""
+    resample = PILImageResampling(resample)
+    if resample == PILImageResampling.BILINEAR and not antialias and frames.dtype == torch.uint8:
+        return _resize_as_opencv(frames, size)
+    mode = pil_torch_interpolation_mapping[resample]
+    return tvF.resize(frames, list(size), interpolation=mode, antialias=antialias)
+
+
+def _resize_as_opencv(frames: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """`cv2.resize(..., INTER_LINEAR)` of uint8 frames (T, C, H, W), bit for bit: the official evaluation's resize.
+
+    OpenCV weighs with 11-bit integers, rows after columns, and drops 4 and 16 bits on the way; torch's own kernels
+    differ from it by one level in a fifth of the pixels. Works on views with the channels last in memory.
+    """
+    frames = frames.movedim(1, -1)
+    left, right, left_weight, right_weight = _linear_taps(frames.shape[2], size[1], frames.device, zero_outside=True)
+    upper, lower, upper_weight, lower_weight = _linear_taps(frames.shape[1], size[0], frames.device)
+
+    def weighted_rows(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        picked = frames.index_select(1, rows)
+        out = picked.index_select(2, left).to(torch.int32).mul_(left_weight[:, None])
+        out.add_(picked.index_select(2, right).to(torch.int32).mul_(right_weight[:, None]))
+        return out.bitwise_right_shift_(4).mul_(weights[:, None, None]).bitwise_right_shift_(16)
+
+    out = weighted_rows(upper, upper_weight).add_(weighted_rows(lower, lower_weight))
+    return out.add_(2).bitwise_right_shift_(2).to(torch.uint8).movedim(-1, 1)
+
+
+def _linear_taps(length: int, new_length: int, device: torch.device, zero_outside: bool = False) -> tuple:
+    """For each new position the two old ones it lies between, and their weights in 1/2048."""
+    scale = 1.0 / (new_length / length)  # OpenCV divides twice, and it shows in the last bit
+    position = ((torch.arange(new_length, dtype=torch.float64) + 0.5) * scale - 0.5).to(torch.float32)
+    first = position.floor()
+    fraction = position - first
+    if zero_outside:  # columns: a position beyond the border takes the border pixel whole
+        fraction[(first < 0) | (first >= length - 1)] = 0
+    weights = ((1 - fraction) * 2048).round().to(torch.int32), (fraction * 2048).round().to(torch.int32)
+    taps = first.long().clamp(0, length - 1), (first.long() + 1).clamp(0, length - 1)
+    return tuple(tensor.to(device) for tensor in taps + weights)
+
+
 def _crop_corners(frame_size: tuple[int, int], crop_size: tuple[int, int], num_crops: int) -> list[tuple[int, int]]:
     """(top, left) of `num_crops` crops spread along the long side, the first and last at its ends; one: the centre."""
     (height, width), (crop_height, crop_width) = frame_size, crop_size
@@ -935,7 +997,9 @@ def _flatten_videos(videos: Any) -> list[Any]:
             return [videos]
         if videos.ndim == 3:
             return [[videos]]
-        raise ValueError(f"frames must be (T, H, W, C), (T, C, H, W), a batch of them or one frame, got {videos.shape}")
+        raise ValueError(
+            f"frames must be (T, H, W, C), (T, C, H, W), a batch of them or one frame, got {videos.shape}"
+        )
     if not isinstance(videos, (list, tuple)):
         raise ValueError(f"a video must be a file, frames or a list of them, got {type(videos).__name__}")
     if len(videos) == 0:

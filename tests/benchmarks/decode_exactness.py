@@ -49,6 +49,8 @@ def index_lists(count: int) -> dict[str, np.ndarray]:
         "reversed": uniform[::-1],
         "repeated": np.repeat(uniform[:4], 2),
         "ends": np.array([count - 1, 0]),
+        "late": np.unique(rng.integers(count // 2, count, 4)),
+        "last": np.array([count - 1]),
     }
 
 
@@ -141,7 +143,8 @@ def main() -> int:
     print()
     groups = collections.defaultdict(collections.Counter)
     for r in results:
-        group = Path(r["path"]).relative_to(arguments.folder).parts[0]
+        parts = Path(r["path"]).relative_to(arguments.folder).parts
+        group = parts[0] if len(parts) > 1 else "."
         groups[group][f"{r['status']} {r['backend']}".strip()] += 1
         groups["all"][r["status"]] += 1
         groups["decord's get_batch alone"]["exact" if r["decord"] == "exact" else "not exact"] += 1

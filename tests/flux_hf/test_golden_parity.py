@@ -118,7 +118,7 @@ def test_multi_budget_loss_and_gradient_norms(model, converted, golden):
     assert set(official_names.values()) == parameters.keys()
     for official, norm in expected["grad_norm"].items():
         ours = parameters[official_names[official]].grad.norm()
-        torch.testing.assert_close(ours, torch.tensor(norm), rtol=1e-4, atol=1e-6, msg=lambda text: f"{official}: {text}")
+        torch.testing.assert_close(ours, torch.tensor(norm), rtol=1e-4, atol=1e-6, msg=f"gradient of {official}")
 
 
 @torch.no_grad()

@@ -1,0 +1,622 @@
+# Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
+"""Decoding gives the frames of a full sequential decode, and one clear error for what cannot be decoded."""
+
+import functools
+import http.server
+import io
+import os
+import pickle
+import random
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+import video_files
+
+import flux_hf.video_processing_fluxvit as processing
+from flux_hf.video_processing_fluxvit import VideoDecodeError, decode_video
+
+
+REPOSITORY = Path(__file__).parents[2]
+DATA = Path(os.environ.get("FLUX_HF_DATA", REPOSITORY.parent / "shared" / "data"))
+
+X264 = {"g": "12", "bf": "2", "preset": "veryfast"}
+VFR_TIMES = np.cumsum(np.random.default_rng(0).integers(1, 6, 60)).tolist()
+CLOSED_HEVC = "keyint=12:min-keyint=12:bframes=3:open-gop=0:log-level=none"
+OPEN_HEVC = "keyint=12:min-keyint=12:bframes=3:open-gop=1:log-level=none"
+OPEN_X264 = "open-gop=1:keyint=12:min-keyint=12:bframes=3:b-adapt=0"
+VP9 = {"deadline": "realtime", "cpu-used": "8", "g": "12"}
+
+encode = video_files.encode
+# name -> (maker, number of frames, first number shown, decoder that should have read it)
+KINDS = {
+    "h264_bframes_mp4": (lambda: encode("libx264", 60, options=X264), 60, 0, "decord"),
+    "h264_bframes_mkv": (lambda: encode("libx264", 60, options=X264, container="matroska"), 60, 0, "decord"),
+    "h264_vfr_mp4": (lambda: encode("libx264", 60, options=X264, times=VFR_TIMES), 60, 0, "decord"),
+    "h264_late_start": (lambda: encode("libx264", 60, options=X264, times=list(range(100, 160))), 60, 0, "decord"),
+    "h264_fragmented": (
+        lambda: encode("libx264", 60, options=X264, container_options={"movflags": "frag_keyframe+empty_moov"}),
+        60,
+        0,
+        "decord",
+    ),
+    "h264_with_sound": (lambda: encode("libx264", 60, options=X264, audio=True), 60, 0, "decord"),
+    "h264_all_keyframes": (lambda: encode("libx264", 60, options={"g": "1"}), 60, 0, "decord"),
+    "h264_open_groups": (lambda: encode("libx264", 60, options={"x264-params": OPEN_X264}), 60, 0, "pyav"),
+    "h264_avi": (lambda: encode("libx264", 60, options=X264, container="avi"), 60, 0, "pyav"),
+    "h264_ts": (lambda: encode("libx264", 60, options=X264, container="mpegts"), 60, 0, "pyav"),
+    "h264_10_bit": (lambda: encode("libx264", 30, pix_fmt="yuv420p10le", options=X264), 30, 0, "pyav"),
+    "h264_444": (lambda: encode("libx264", 60, pix_fmt="yuv444p", options=X264), 60, 0, "pyav"),
+    "h264_interlaced": (
+        lambda: encode("libx264", 30, options={"flags": "+ildct+ilme", "x264-params": "tff=1:keyint=12"}),
+        30,
+        0,
+        "pyav",
+    ),
+    "h264_one_frame": (lambda: encode("libx264", 1), 1, 0, "decord"),
+    "h264_cut_by_edit_list": (
+        lambda: video_files.cut_by_edit_list(encode("libx264", 60, options=X264), 17),
+        43,
+        17,
+        "pyav",
+    ),
+    "h264_changing_size": (video_files.changing_size, 40, 0, "pyav"),
+    "hevc_closed_groups": (
+        lambda: encode("libx265", 60, options={"preset": "ultrafast", "x265-params": CLOSED_HEVC}),
+        60,
+        0,
+        "decord",
+    ),
+    "hevc_open_groups": (
+        lambda: encode("libx265", 60, options={"preset": "ultrafast", "x265-params": OPEN_HEVC}),
+        60,
+        0,
+        "pyav",
+    ),
+    "mpeg4_bframes_avi": (lambda: encode("mpeg4", 60, options={"bf": "2", "g": "12"}, container="avi"), 60, 0, "pyav"),
+    "mpeg4_packed_avi": (lambda: video_files.packed_bframes_avi(61), 61, 0, "pyav"),
+    "mpeg2_ts": (lambda: encode("mpeg2video", 60, options={"bf": "2"}, container="mpegts"), 60, 0, "pyav"),
+    "mjpeg_avi": (lambda: encode("mjpeg", 60, pix_fmt="yuvj420p", container="avi"), 60, 0, "pyav"),
+    "wmv": (lambda: encode("wmv2", 60, container="asf"), 60, 0, "pyav"),
+    "flv": (lambda: encode("flv", 60, container="flv"), 60, 0, "pyav"),
+    "vp8_hidden_frames": (
+        lambda: encode("libvpx", 60, options={"auto-alt-ref": "1", "lag-in-frames": "16"}, container="webm"),
+        60,
+        0,
+        "pyav",
+    ),
+    "vp9_odd_size": (lambda: encode("libvpx-vp9", 60, size=(161, 97), options=VP9, container="webm"), 60, 0, "pyav"),
+    "gif": (lambda: encode("gif", 20, pix_fmt="rgb8", container="gif"), 20, 0, "pyav"),
+}
+# name -> (display matrix, what FFmpeg's own tool makes of a stored picture, whether decord can do it)
+TURNS = {
+    "quarter": ({"degrees": 90}, lambda image: np.rot90(image), True),
+    "other_quarter": ({"degrees": -90}, lambda image: np.rot90(image, -1), True),
+    "half": ({"degrees": 180}, lambda image: image[::-1, ::-1], True),
+    "mirrored": ({"degrees": 0, "hflip": True}, lambda image: image[:, ::-1], False),
+    "upside_down": ({"degrees": 180, "hflip": True}, lambda image: image[::-1], False),
+    "quarter_and_flipped": ({"degrees": 90, "vflip": True}, lambda image: image.transpose(1, 0, 2), False),
+}
+
+
+@functools.cache
+def video(kind: str) -> bytes:
+    return KINDS[kind][0]()
+
+
+def sequential_frames(data: bytes) -> list[np.ndarray]:
+    """The reference: every frame of the best stream, decoded in sequence, as stored (not turned upright)."""
+    with av.open(io.BytesIO(data)) as container:
+        frames = list(container.decode(container.streams.best("video")))
+        width, height = frames[0].width, frames[0].height
+        return [f.reformat(width, height, format="rgb24").to_ndarray() for f in frames]
+
+
+def index_lists(count: int) -> list[list[int]]:
+    draw = random.Random(count)
+    uniform = np.linspace(0, count - 1, 8).round().astype(int).tolist()
+    scattered = [sorted(draw.sample(range(count), min(count, k))) for k in (1, 2, 3, 3, 5, 9)]
+    return [uniform, uniform[::-1], [count - 1], [count - 1, 0, count - 1], *scattered]
+
+
+# --- exactness -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_frames_equal_the_sequential_decode(kind):
+    _, count, first, backend = KINDS[kind]
+    reference = sequential_frames(video(kind))
+    frames, metadata = decode_video(video(kind))
+    assert metadata.total_num_frames == count == len(reference) == len(frames)
+    assert [video_files.read_barcode(frame) for frame in frames.numpy()] == list(range(first, first + count))
+    assert metadata.video_backend == backend
+    for indices in index_lists(count):
+        frames, metadata = decode_video(video(kind), indices)
+        assert frames.dtype == torch.uint8 and frames.shape == (len(indices), *reference[0].shape)
+        wrong = [i for i, frame in zip(indices, frames.numpy(), strict=True) if not np.array_equal(frame, reference[i])]
+        assert not wrong, f"wrong at {wrong} of {indices}"
+        assert metadata.frames_indices == indices
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_frames_are_turned_upright(turn):
+    rotation, upright, by_decord = TURNS[turn]
+    data = encode("libx264", 20, options=X264, turn=rotation)
+    stored = sequential_frames(data)
+    frames, metadata = decode_video(data, [3, 11])
+    assert np.array_equal(frames[0].numpy(), upright(stored[3]))
+    assert np.array_equal(frames[1].numpy(), upright(stored[11]))
+    assert (metadata.height, metadata.width) == tuple(frames.shape[1:3])
+    assert metadata.video_backend == ("decord" if by_decord else "pyav")
+
+
+def test_frames_without_a_picture_are_not_counted():
+    """XviD's packed files: packets outnumber frames, and decord alone repeats the last frame for the surplus."""
+    data = video("mpeg4_packed_avi")
+    assert len(video_files.packets_of(data)) > 61
+    decord = pytest.importorskip("decord")
+    assert len(decord.VideoReader(io.BytesIO(data))) > 61
+    assert decode_video(data, lambda metadata: [metadata.total_num_frames - 1])[1].frames_indices == [60]
+
+
+def test_keyframes_nearer_than_the_reordering_delay():
+    """MP4 seeks by decoding time: with frames reordered, the next keyframe may decode before this one is shown."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as out:
+        stream = video_files.add_stream(out, "libx264", options={**X264, "g": "250", "sc_threshold": "0"})
+        for index in range(60):
+            image = av.VideoFrame.from_ndarray(video_files.barcode_frame(index), format="rgb24")
+            frame = image.reformat(format="yuv420p")
+            frame.pts, frame.time_base = index, stream.codec_context.time_base
+            frame.pict_type = 1 if 30 <= index < 34 or index == 0 else 0
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    data = buffer.getvalue()
+    keys = [packet for packet in video_files.packets_of(data) if packet.is_keyframe]
+    assert any(later.dts <= key.pts for key, later in zip(keys[:-1], keys[1:], strict=True))
+    reference = sequential_frames(data)
+    for i in range(28, 40):
+        frames, metadata = decode_video(data, [i])
+        assert np.array_equal(frames[0].numpy(), reference[i]) and video_files.read_barcode(frames[0].numpy()) == i
+        assert metadata.video_backend == "pyav"
+
+
+def test_the_same_stream_whichever_decoder_reads_it(monkeypatch):
+    data = video_files.two_video_streams()
+    expected = sequential_frames(data)
+    frames, _ = decode_video(data)
+    assert np.array_equal(frames.numpy(), np.stack(expected))
+    monkeypatch.setattr(processing, "_import_decoder", lambda name: av if name == "av" else None)
+    assert torch.equal(decode_video(data)[0], frames)
+
+
+def test_a_still_video_is_read_whole():
+    """Equal neighbours look like decord repeating a frame: PyAV has to confirm them."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as out:
+        stream = video_files.add_stream(out, "libx264", options=X264)
+        for time in range(30):
+            video_files.mux_frame(out, stream, 5, time)
+        out.mux(stream.encode())
+    frames, metadata = decode_video(buffer.getvalue(), [0, 10, 29])
+    reference = sequential_frames(buffer.getvalue())
+    assert metadata.total_num_frames == 30
+    assert all(np.array_equal(frame, reference[i]) for frame, i in zip(frames.numpy(), (0, 10, 29), strict=True))
+
+
+def test_more_packets_than_frames_chooses_again(monkeypatch):
+    """Where the packets promise frames that do not come, the sampler is asked again with the true number."""
+    real = processing._probe
+    data = video("hevc_open_groups")
+
+    def optimistic(*arguments):
+        stream = real(*arguments)
+        return processing.replace(stream, frame_count=stream.frame_count + 5)
+
+    monkeypatch.setattr(processing, "_probe", optimistic)
+    counts = []
+
+    def last(metadata):
+        counts.append(metadata.total_num_frames)
+        return [metadata.total_num_frames - 1]
+
+    frames, metadata = decode_video(data, last)
+    assert counts == [65, 60] and metadata.total_num_frames == 60
+    assert video_files.read_barcode(frames[0].numpy()) == 59
+
+
+@pytest.mark.parametrize("kind", ["mpeg4_bframes_avi", "vp8_hidden_frames"])
+def test_long_streams_of_unknown_length_are_read_twice(monkeypatch, kind):
+    monkeypatch.setattr(processing, "_FRAME_CACHE_BYTES", 100_000)
+    frames, metadata = decode_video(video(kind), [0, 30, 59])
+    assert [video_files.read_barcode(frame) for frame in frames.numpy()] == [0, 30, 59]
+    assert metadata.total_num_frames == 60
+
+
+# --- one decoder missing ---------------------------------------------------------------------------------------------
+
+
+def without(monkeypatch, *missing: str) -> None:
+    real = processing._import_decoder
+    monkeypatch.setattr(processing, "_import_decoder", lambda name: None if name in missing else real(name))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pyav_alone(monkeypatch, kind):
+    expected, _ = decode_video(video(kind), [0, -1 + KINDS[kind][1]])
+    without(monkeypatch, "decord")
+    frames, metadata = decode_video(video(kind), [0, -1 + KINDS[kind][1]])
+    assert torch.equal(frames, expected) and metadata.video_backend == "pyav"
+    assert metadata.total_num_frames == KINDS[kind][1]
+
+
+@pytest.mark.parametrize(
+    "kind", ["h264_bframes_mp4", "h264_vfr_mp4", "h264_cut_by_edit_list", "mpeg4_bframes_avi", "h264_one_frame"]
+)
+def test_decord_alone(monkeypatch, kind):
+    without(monkeypatch, "av")
+    _, count, first, _ = KINDS[kind]
+    indices = [0, count // 2, count - 1]
+    frames, metadata = decode_video(video(kind), indices)
+    assert metadata.total_num_frames == count and metadata.video_backend == "decord"
+    assert [video_files.read_barcode(frame) for frame in frames.numpy()] == [first + i for i in indices]
+    with pytest.raises(VideoDecodeError, match="bytes"):
+        decode_video(b"not a video at all")
+
+
+def test_no_decoder_says_what_to_install(monkeypatch):
+    without(monkeypatch, "av", "decord")
+    with pytest.raises(ImportError, match="pip install decord av"):
+        decode_video(video("h264_one_frame"))
+
+
+# --- where a video comes from ----------------------------------------------------------------------------------------
+
+
+def test_every_kind_of_source(tmp_path):
+    data = video("h264_bframes_mp4")
+    path = video_files.write(tmp_path, "clip:1 é%03d.mp4", data)
+    expected, _ = decode_video(path, [4, 40])
+    with open(path, "rb") as file:
+        sources = [Path(path), data, bytearray(data), memoryview(data), io.BytesIO(data), file]
+        for source in sources:
+            frames, metadata = decode_video(source, [4, 40])
+            assert torch.equal(frames, expected), type(source)
+            assert metadata.total_num_frames == 60
+        assert not file.closed
+
+
+def test_relative_path_that_looks_like_a_protocol(tmp_path, monkeypatch):
+    video_files.write(tmp_path, "tcp:1.mp4", video("h264_one_frame"))
+    monkeypatch.chdir(tmp_path)
+    assert decode_video("tcp:1.mp4")[1].total_num_frames == 1
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == "/clip.mp4":
+            body = video("h264_bframes_mp4")
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+        elif self.path == "/moved.mp4":
+            self.send_response(302)
+            self.send_header("Location", "/clip.mp4")
+            self.end_headers()
+        elif self.path == "/cut.mp4":  # promises more than it sends
+            self.send_response(200)
+            self.send_header("Content-Length", "100000")
+            self.end_headers()
+            self.wfile.write(b"x" * 10)
+        elif self.path == "/silent.mp4":
+            self.server.waiting.wait(10)
+        else:
+            self.send_error(404)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def server():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.waiting = threading.Event()
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.waiting.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_urls(server, monkeypatch):
+    monkeypatch.setattr(processing, "URL_TIMEOUT_SECONDS", 1.0)
+    for name in ("clip.mp4", "moved.mp4"):
+        frames, metadata = decode_video(f"{server}/{name}", [7])
+        assert video_files.read_barcode(frames[0].numpy()) == 7
+    for name in ("missing.mp4", "cut.mp4", "silent.mp4"):
+        with pytest.raises(VideoDecodeError, match=f"{server}/{name}.*cannot be fetched"):
+            decode_video(f"{server}/{name}")
+
+
+def test_a_refused_connection_and_other_protocols():
+    with pytest.raises(VideoDecodeError, match="127.0.0.1:9/clip.mp4"):
+        decode_video("http://127.0.0.1:9/clip.mp4")
+    for url in ("rtsp://127.0.0.1/clip", "s3://bucket/clip.mp4", "ftp://127.0.0.1/clip.mp4"):
+        with pytest.raises(VideoDecodeError, match="only http and https"):
+            decode_video(url)
+
+
+def test_metadata():
+    frames, metadata = decode_video(encode("libx264", 50, options=X264, rate=25), [1, 2])
+    assert (metadata.fps, metadata.total_num_frames, metadata.height, metadata.width) == (25.0, 50, 96, 160)
+    assert metadata.duration == pytest.approx(2.0, abs=0.1)
+
+
+# --- indices ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("indices", [[60], [-1], [], [0.5], [[0, 1]], ["a"]])
+@pytest.mark.parametrize("kind", ["h264_bframes_mp4", "hevc_open_groups"])
+def test_indices_outside_the_video(kind, indices):
+    with pytest.raises(ValueError, match="frame indices"):
+        decode_video(video(kind), indices)
+
+
+@pytest.mark.parametrize("kind", ["h264_bframes_mp4", "hevc_open_groups", "mpeg4_bframes_avi"])
+def test_the_sampler_gets_the_true_count_once_and_its_errors_pass(kind):
+    seen = []
+
+    def sampler(metadata):
+        seen.append(metadata.total_num_frames)
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        decode_video(video(kind), sampler)
+    assert seen == [60]
+
+
+# --- what cannot be decoded ------------------------------------------------------------------------------------------
+
+NOT_VIDEOS = {
+    "empty": b"",
+    "text.txt": b"once upon a time " * 300,
+    "page.mp4": b"<!DOCTYPE html><html><body>Not found</body></html>" * 50,
+    "list.m3u8": b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n",
+    "concat.txt": b"ffconcat version 1.0\nfile clip.mp4\n",
+    "noise.mp4": random.Random(0).randbytes(20_000),
+}
+
+
+@pytest.mark.parametrize("name", NOT_VIDEOS)
+def test_files_that_are_no_video(tmp_path, name):
+    video_files.write(tmp_path, "clip.mp4", video("h264_one_frame"))
+    path = video_files.write(tmp_path, name, NOT_VIDEOS[name])
+    for source in (path, NOT_VIDEOS[name]):
+        with pytest.raises(VideoDecodeError):
+            decode_video(source)
+    with pytest.raises(VideoDecodeError, match=name):
+        decode_video(path)
+
+
+def test_sound_without_pictures():
+    with pytest.raises(VideoDecodeError, match="no video stream"):
+        decode_video(video_files.audio_only())
+
+
+def test_missing_file_folder_and_pipe(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing.mp4"):
+        decode_video(tmp_path / "nothing.mp4")
+    with pytest.raises(IsADirectoryError, match=tmp_path.name):
+        decode_video(tmp_path)
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(VideoDecodeError, match="not a regular file"):
+        decode_video(tmp_path / "pipe.mp4")
+    with pytest.raises(TypeError, match="int"):
+        decode_video(3)
+    with pytest.raises(TypeError, match="binary"):
+        decode_video(io.StringIO("text"))
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root reads everything")
+def test_unreadable_file(tmp_path):
+    path = Path(video_files.write(tmp_path, "clip.mp4", video("h264_one_frame")))
+    path.chmod(0)
+    with pytest.raises(PermissionError, match="clip.mp4"):
+        decode_video(path)
+
+
+@pytest.mark.parametrize(
+    "kind", ["h264_bframes_mp4", "hevc_open_groups", "h264_bframes_mkv", "h264_ts", "vp9_odd_size"]
+)
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95])
+def test_a_truncated_file_is_an_error_or_true_frames(kind, share):
+    data = video(kind)[: int(len(video(kind)) * share)]
+    reference = sequential_frames(video(kind))
+    try:
+        frames, metadata = decode_video(data)
+    except VideoDecodeError:
+        return
+    assert metadata.total_num_frames <= len(reference)
+    whole = [np.array_equal(frame, reference[i]) for i, frame in enumerate(frames.numpy())]
+    assert all(whole[:-1]), "a frame that is not in the file"
+
+
+def test_the_error_names_file_and_cause_and_crosses_processes(tmp_path):
+    path = video_files.write(tmp_path, "bad.mp4", NOT_VIDEOS["page.mp4"])
+    with pytest.raises(VideoDecodeError) as caught:
+        decode_video(path)
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert isinstance(copy, VideoDecodeError) and isinstance(copy, ValueError)
+    assert str(copy) == str(caught.value) and path in str(copy) and copy.reason and copy.source == path
+
+
+FUZZ = """
+import random, sys
+import torch
+from flux_hf.video_processing_fluxvit import VideoDecodeError, decode_video
+data = open(sys.argv[1], "rb").read()
+good = bad = 0
+for seed in range(int(sys.argv[2]), int(sys.argv[3])):
+    draw = random.Random(seed)
+    broken = bytearray(data)
+    for _ in range(draw.choice([1, 5, 50])):
+        broken[draw.randrange(len(broken))] = draw.randrange(256)
+    if seed % 4 == 0:
+        del broken[draw.randrange(len(broken)):]
+    try:
+        frames, metadata = decode_video(bytes(broken), lambda m: [0, m.total_num_frames // 2, m.total_num_frames - 1])
+        good += 1
+    except VideoDecodeError:
+        bad += 1
+print(good, bad)
+"""
+
+
+def fuzz(tmp_path, kind: str, seeds: range, seconds: float) -> None:
+    path = video_files.write(tmp_path, "clip", video(kind))
+    command = [sys.executable, "-c", FUZZ, path, str(seeds.start), str(seeds.stop)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    run = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]  # negative: the interpreter died
+    good, bad = map(int, run.stdout.split())
+    assert good + bad == len(seeds) and bad > 0
+
+
+@pytest.mark.parametrize("kind", ["h264_bframes_mp4", "mpeg4_packed_avi"])
+def test_damaged_files_neither_hang_nor_kill(tmp_path, kind):
+    fuzz(tmp_path, kind, range(30), 120)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_damaged_files_neither_hang_nor_kill(tmp_path, kind):
+    fuzz(tmp_path, kind, range(100), 600)
+
+
+# --- other users of decord, other processes --------------------------------------------------------------------------
+
+
+def test_the_bridge_of_others_is_kept():
+    decord = pytest.importorskip("decord")
+    expected, _ = decode_video(video("h264_bframes_mp4"), [1, 50])
+    for bridge in ("torch", "native"):
+        decord.bridge.set_bridge(bridge)
+        try:
+            frames, metadata = decode_video(video("h264_bframes_mp4"), [1, 50])
+            assert torch.equal(frames, expected) and metadata.video_backend == "decord"
+            theirs = decord.VideoReader(io.BytesIO(video("h264_bframes_mp4"))).next()
+            assert isinstance(theirs, torch.Tensor) == (bridge == "torch")
+        finally:
+            decord.bridge.reset_bridge()
+
+
+def test_frames_outlive_the_reader():
+    first, _ = decode_video(video("h264_bframes_mp4"), [1])
+    copy = first.clone()
+    for i in range(5):
+        decode_video(video("h264_bframes_mp4"), [i])
+    assert torch.equal(first, copy)
+    first.add_(1)  # the memory is ours to write
+
+
+class Clips(torch.utils.data.Dataset):
+    def __init__(self, paths):
+        self.paths = paths
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, i):
+        return decode_video(self.paths[i], [3, 30])[0]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_of_a_parent_that_has_decoded(tmp_path, method):
+    kinds = ["h264_bframes_mp4", "mpeg4_bframes_avi", "hevc_open_groups", "h264_bframes_mkv"]
+    paths = [video_files.write(tmp_path, kind, video(kind)) for kind in kinds]
+    expected = [decode_video(path, [3, 30])[0] for path in paths]
+    loader = torch.utils.data.DataLoader(
+        Clips(paths), batch_size=None, num_workers=2, multiprocessing_context=method, timeout=60
+    )
+    for frames, right in zip(loader, expected, strict=True):
+        assert torch.equal(frames, right)
+    bad = video_files.write(tmp_path, "bad.mp4", NOT_VIDEOS["page.mp4"])
+    loader = torch.utils.data.DataLoader(
+        Clips([bad]), batch_size=None, num_workers=1, multiprocessing_context=method, timeout=60
+    )
+    with pytest.raises(Exception, match="bad.mp4"):
+        list(loader)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files through /proc")
+def test_nothing_stays_open(tmp_path):
+    kinds = ["h264_bframes_mp4", "mpeg4_bframes_avi"]
+    paths = [video_files.write(tmp_path, kind, video(kind)) for kind in kinds]
+    bad = video_files.write(tmp_path, "bad.mp4", NOT_VIDEOS["page.mp4"])
+
+    def open_files_and_threads():
+        return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+
+    for path in paths:
+        decode_video(path, [0, 59])
+    before = open_files_and_threads()
+    for _ in range(20):
+        for path in paths:
+            decode_video(path, [0, 59])
+        with pytest.raises(VideoDecodeError):
+            decode_video(bad)
+    after = open_files_and_threads()
+    assert after[0] <= before[0] and after[1] <= before[1] + 1
+
+
+def test_quiet(tmp_path):
+    """Neither decoder writes to the terminal, good file or bad."""
+    paths = [
+        video_files.write(tmp_path, "good.mp4", video("h264_bframes_mp4")),
+        video_files.write(tmp_path, "bad.mp4", NOT_VIDEOS["page.mp4"]),
+        video_files.write(tmp_path, "cut.mp4", video("h264_fragmented")[:9000]),
+    ]
+    code = (
+        "import sys, torch\nfrom flux_hf.video_processing_fluxvit import VideoDecodeError, decode_video\n"
+        "for path in sys.argv[1:]:\n    try:\n        decode_video(path)\n    except VideoDecodeError:\n        pass\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    run = subprocess.run(
+        [sys.executable, "-c", code, *paths], capture_output=True, text=True, env=environment, check=True
+    )
+    assert run.stdout == "" and run.stderr == ""
+
+
+# --- real clips, where they are --------------------------------------------------------------------------------------
+
+
+ODD_CLIPS = DATA / "odd_clips"
+UNREADABLE = {"05_corrupted.mp4", "27_toothsome-dts.mp4", "34_FlashVideo.flv", "35_mp4-with-audio.mp4"}
+FRAME_COUNTS = {"10_nasa_13013.mp4": 390, "16_discard_first_keyframe.mp4": 25, "20_basketball.mp4": 214}
+
+
+@pytest.mark.skipif(not ODD_CLIPS.is_dir(), reason="the real clips are not here")
+@pytest.mark.parametrize("name", sorted(p.name for p in ODD_CLIPS.glob("*.*") if p.suffix != ".csv"))
+def test_real_clips(name):
+    path = str(ODD_CLIPS / name)
+    if name in UNREADABLE:
+        with pytest.raises(VideoDecodeError, match=name):
+            decode_video(path)
+        return
+    frames, metadata = decode_video(path, lambda metadata: [0, metadata.total_num_frames // 2])
+    assert metadata.total_num_frames == FRAME_COUNTS.get(name, metadata.total_num_frames)
+    with av.open(path) as container:
+        stored = container.decode(container.streams.best("video"))
+        wanted = [f for i, f in enumerate(stored) if i in (0, metadata.frames_indices[1])]
+        turn = {0: 0, 90: 1, 180: 2, -180: 2, -90: 3}[wanted[0].rotation]
+        reference = [np.rot90(f.to_ndarray(format="rgb24"), turn) for f in wanted]
+    assert np.array_equal(frames[0].numpy(), reference[0])
+    assert np.array_equal(frames[1].numpy(), reference[-1])

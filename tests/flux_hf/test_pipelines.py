@@ -1,0 +1,229 @@
+"""Both pipelines on real video files: the stock one unchanged, and ours with budgets, views and batches."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import pipeline
+from video_files import encode
+
+from flux_hf import (
+    FluxViTConfig,
+    FluxViTForVideoClassification,
+    FluxViTVideoClassificationPipeline,
+    FluxViTVideoProcessor,
+    VideoDecodeError,
+    decode_video,
+)
+
+
+DATA = Path(os.environ.get("FLUX_HF_DATA", Path(__file__).parents[3] / "shared" / "data"))
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> list[str]:
+    folder, paths = tmp_path_factory.mktemp("clips"), []
+    for index, frames in enumerate((20, 31, 9, 25, 12)):
+        path = folder / f"clip{index}.mp4"
+        path.write_bytes(encode("libx264", frames, size=(160, 96), first=index * 40))
+        paths.append(str(path))
+    return paths
+
+
+@pytest.fixture(scope="module")
+def model() -> FluxViTForVideoClassification:
+    torch.manual_seed(0)
+    config = FluxViTConfig(
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=96,
+        num_pooling_heads=4,
+        projection_dim=32,
+        position_embedding_grid=[8, 4, 4],
+        image_size=56,
+        num_frames=8,
+        token_budgets=[96, 64, 32],
+        token_budget=64,
+        layer_scale_init_value=0.3,
+        initializer_range=0.2,
+        id2label={index: f"class {index}" for index in range(7)},
+    )
+    return FluxViTForVideoClassification(config).eval()
+
+
+@pytest.fixture(scope="module")
+def processor() -> FluxViTVideoProcessor:
+    return FluxViTVideoProcessor(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, num_frames=8)
+
+
+@pytest.fixture(scope="module")
+def classify(model, processor) -> FluxViTVideoClassificationPipeline:
+    return FluxViTVideoClassificationPipeline(model=model, video_processor=processor, device="cpu")
+
+
+def expected_scores(model, processor, video, token_budget=None, **views) -> dict[str, float]:
+    with torch.no_grad():
+        inputs = processor(video, do_sample_frames=True, return_tensors="pt", **{"num_frames": 8, **views})
+        scores = model(**inputs, token_budget=token_budget).logits.softmax(-1).mean(0)
+    return {model.config.id2label[index]: score for index, score in enumerate(scores.tolist())}
+
+
+def assert_scores(result, expected, top_k=5):
+    assert len(result) == top_k
+    assert [entry["score"] for entry in result] == sorted((entry["score"] for entry in result), reverse=True)
+    for entry in result:
+        assert entry["score"] == pytest.approx(expected[entry["label"]], abs=1e-5)
+    assert result[0]["score"] == pytest.approx(max(expected.values()), abs=1e-5)
+
+
+def test_through_the_pipeline_function(model, processor, clips, tmp_path):
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    ours = pipeline(
+        "video-classification", model=str(tmp_path), pipeline_class=FluxViTVideoClassificationPipeline, device="cpu"
+    )
+    assert_scores(ours(clips[0], token_budget=40), expected_scores(model, processor, clips[0], 40))
+    stock = pipeline("video-classification", model=str(tmp_path), device="cpu")
+    assert_scores(stock(clips[0]), expected_scores(model, processor, clips[0]))
+    assert_scores(stock(clips[1], num_frames=4, top_k=2), expected_scores(model, processor, clips[1], num_frames=4), 2)
+
+
+@pytest.mark.parametrize(
+    "views",
+    [{}, {"num_frames": 4}, {"size": 70}, {"num_clips": 2}, {"num_crops": 3}, {"num_clips": 2, "num_crops": 3}],
+)
+@pytest.mark.parametrize("token_budget", [None, 20, 10**6])
+def test_budget_and_views(classify, model, processor, clips, views, token_budget):
+    result = classify(clips[0], token_budget=token_budget, **views)
+    assert_scores(result, expected_scores(model, processor, clips[0], token_budget, **views))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_batches_keep_order_and_scores(classify, model, processor, clips, batch_size):
+    results = classify(clips, batch_size=batch_size, token_budget=30, num_clips=2, top_k=3)
+    assert len(results) == len(clips)
+    for clip, result in zip(clips, results, strict=True):
+        assert_scores(result, expected_scores(model, processor, clip, 30, num_clips=2), 3)
+
+
+def test_batches_of_clips_whose_shapes_differ(model, clips, tmp_path):
+    tall = tmp_path / "tall.mp4"
+    tall.write_bytes(encode("libx264", 10, size=(96, 160)))
+    processor = FluxViTVideoProcessor(size={"shortest_edge": 56}, num_frames=8, keep_aspect_ratio=True)
+    classify = FluxViTVideoClassificationPipeline(model=model, video_processor=processor, device="cpu")
+    videos = [clips[0], str(tall), clips[1], clips[2]]
+    for video, result in zip(videos, classify(videos, batch_size=4), strict=True):
+        assert_scores(result, expected_scores(model, processor, video))
+
+
+def test_every_kind_of_input(classify, model, processor, clips):
+    expected = expected_scores(model, processor, clips[0])
+    frames, _ = decode_video(clips[0], None)
+    array = np.asarray(frames)
+    videos = {
+        "path": Path(clips[0]),
+        "bytes": Path(clips[0]).read_bytes(),
+        "array": array,
+        "tensor": torch.as_tensor(array),
+        "images": [Image.fromarray(frame) for frame in _channels_last(array)],
+        "tuple of images": tuple(Image.fromarray(frame) for frame in _channels_last(array)),
+    }
+    for name, video in videos.items():
+        assert_scores(classify(video), expected), name
+    with open(clips[0], "rb") as stream:
+        assert_scores(classify(stream), expected)
+    for result in classify([videos["array"], videos["path"], videos["images"]]):
+        assert_scores(result, expected)
+    for result in classify(np.stack([array, array])):
+        assert_scores(result, expected)
+
+
+def _channels_last(array: np.ndarray) -> np.ndarray:
+    return array if array.shape[-1] == 3 else array.transpose(0, 2, 3, 1)
+
+
+def test_generators_stream(classify, clips):
+    asked = []
+
+    def source():
+        for index in range(100):
+            asked.append(index)
+            yield clips[index % len(clips)]
+
+    results = classify(source(), batch_size=2)
+    assert len(next(iter(results))) == 5
+    assert len(asked) < 12  # a few clips ahead, not all of them
+
+
+def test_no_videos(classify):
+    assert classify([]) == []
+
+
+def test_multi_label_scores_are_sigmoids(model, processor, clips):
+    config = FluxViTConfig.from_dict({**model.config.to_dict(), "problem_type": "multi_label_classification"})
+    multi = FluxViTForVideoClassification(config).eval()
+    multi.load_state_dict(model.state_dict())
+    classify = FluxViTVideoClassificationPipeline(model=multi, video_processor=processor, device="cpu")
+    with torch.no_grad():
+        logits = multi(**processor(clips[0], num_clips=2, return_tensors="pt")).logits
+    result = classify(clips[0], num_clips=2, top_k=100)
+    assert len(result) == 7
+    assert result[0]["score"] == pytest.approx(logits.sigmoid().mean(0).max().item(), abs=1e-5)
+    raw = classify(clips[0], num_clips=2, function_to_apply="none")
+    assert raw[0]["score"] == pytest.approx(logits.mean(0).max().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"token_budget": 0},
+        {"token_budget": -1},
+        {"token_budget": 2.5},
+        {"num_frames": 0},
+        {"num_clips": 0},
+        {"num_crops": -2},
+        {"top_k": 0},
+        {"function_to_apply": "argmax"},
+    ],
+)
+def test_errors_name_the_value(classify, clips, arguments):
+    (name, value), *_ = arguments.items()
+    with pytest.raises(ValueError) as caught:
+        classify(clips[0], **arguments)
+    assert name in str(caught.value)
+    assert str(value) in str(caught.value)
+
+
+def test_a_bad_clip_in_a_batch_is_named(classify, clips, tmp_path):
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video at all")
+    with pytest.raises(VideoDecodeError, match=r"broken\.mp4"):
+        classify([clips[0], str(broken), clips[1]], batch_size=2)
+    assert len(classify(clips[0])) == 5  # and the pipeline goes on
+
+
+def real_clips(pattern: str) -> list[Path]:
+    return sorted(DATA.glob(pattern))
+
+
+@pytest.fixture(scope="module")
+def small_model() -> FluxViTForVideoClassification:
+    torch.manual_seed(0)
+    return FluxViTForVideoClassification(FluxViTConfig.small(num_labels=400)).eval()
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real clips are not beside this checkout")
+@pytest.mark.parametrize("token_budget", [2048, 512])
+def test_some_real_clips_at_full_size(small_model, token_budget):
+    videos = [str(real_clips(f"{name}/**/*.*4")[0]) for name in ("handwash12", "surveillance_fight")]
+    videos += [str(path) for path in real_clips("ut_interaction/**/*.avi")[:1]]
+    classify = FluxViTVideoClassificationPipeline(
+        model=small_model, video_processor=FluxViTVideoProcessor(num_frames=12), device="cpu"
+    )
+    results = classify(videos, token_budget=token_budget)
+    assert [len(result) for result in results] == [5] * len(videos)
+    assert all(0 < entry["score"] < 1 for result in results for entry in result)
