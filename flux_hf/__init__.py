@@ -13,6 +13,7 @@ from .video_processing_fluxvit import (
     decode_video,
     sample_frame_indices,
 )
+from .visualization import visualize_kept_tokens
 
 
 __version__ = "0.1.0"
@@ -34,4 +35,5 @@ __all__ = [
     "decode_video",
     "sample_frame_indices",
     "select_tokens",
+    "visualize_kept_tokens",
 ]

@@ -225,8 +225,8 @@ class FluxViTPositionEmbeddings(nn.Module):
 
     def _cache_key(self, *grid: int) -> tuple | None:
         weights = list(self.parameters())
-        if any(weight.is_inference() or weight.device.type == "meta" for weight in weights):
-            return None  # such tensors carry no version to see a change by
+        if any(type(weight) is not nn.Parameter or weight.is_inference() or weight.is_meta for weight in weights):
+            return None  # offloaded, sharded, fake or inference tensors have no pointer or version to see a change by
         autocast = torch.is_autocast_enabled(self.table.device.type)
         return grid, autocast, tuple((w.data_ptr(), w._version, w.dtype, w.device) for w in weights)
 
@@ -335,7 +335,8 @@ class FluxViTAttention(nn.Module):
     def forward(self, hidden_states: Tensor, **kwargs: Unpack[TransformersKwargs]) -> tuple[Tensor, Tensor | None]:
         """(B, 1 + K, D) -> (B, 1 + K, D) and, with eager attention, weights (B, heads, 1 + K, 1 + K)."""
         query, key, value = self.qkv(hidden_states).chunk(3, dim=-1)
-        query, key = self.q_norm(query), self.k_norm(key)
+        # Under autocast a float32 norm weight would widen queries and keys, and flex attention wants one dtype.
+        query, key = self.q_norm(query).to(value.dtype), self.k_norm(key).to(value.dtype)
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )

@@ -89,7 +89,8 @@ def _check_count(name: str, value: Any) -> None:
 # the ones its edit list discards, turned upright as its display matrix says. decord finds a frame by its position
 # among the packets and seeks by time, which gives those frames only where every packet is one frame, none is
 # discarded, and each keyframe starts a closed group. Demuxing tells all that without decoding, so PyAV looks first:
-# where it holds decord reads the wanted frames, elsewhere PyAV decodes from the start.
+# where it holds decord reads the wanted frames, elsewhere PyAV decodes from the start. Both decoders patch pictures up
+# where the stream is damaged; only PyAV says so, and therefore looks over the packets that decord is about to decode.
 
 # Demuxers that would read other files, open the network, or turn plain text into pictures.
 _REFUSED_FORMATS = {"tty", "hls", "concat", "concatf", "dash", "lavfi", "rtsp", "sdp", "bin", "adf", "idf", "xbin"}
@@ -129,6 +130,8 @@ class _Stream:
     duration: float | None  # seconds
     frame_count: int | None  # None where only decoding can tell
     needs_pyav: str | None  # why decord would not give the right frames; None where it does
+    packet_times: np.ndarray | None = None  # (packets,) in decoding order, time base units; where decord can read it
+    key_packets: np.ndarray | None = None  # positions of the keyframes among them
 
     def metadata(self, backend: str | None, indices: np.ndarray | None) -> VideoMetadata:
         return VideoMetadata(
@@ -146,6 +149,7 @@ def decode_video(
     source: Source,
     indices: Sequence[int] | np.ndarray | IndexSampler | None = None,
     num_threads: int = 0,
+    verify: bool = True,
 ) -> tuple[torch.Tensor, VideoMetadata]:
     """Reads frames of a video file, decoding no more of it than they need.
 
@@ -158,6 +162,8 @@ def decode_video(
         indices: which frames, in any order, repeated at will; or a function that gets the metadata, whose
             `total_num_frames` is the true number of frames, and returns them; None for all.
         num_threads: decoding threads; 0 lets the decoder choose, and means 1 inside a DataLoader worker.
+        verify: whether PyAV looks for damage in what decord is to decode: decord returns patched-up pictures instead.
+            Costs half a second decode; to be turned off for files known to be sound.
 
     Returns:
         Frames (N, H, W, 3) uint8 RGB on the CPU in the order asked for, and their metadata (`fps` in frames a second,
@@ -169,14 +175,17 @@ def decode_video(
         ValueError: an index outside the video.
         ImportError: neither decord nor PyAV is installed.
     """
-    frames, positions, metadata = _decode_unique(source, indices, num_threads)
+    frames, positions, metadata = _decode_unique(source, indices, num_threads, verify)
     if not np.array_equal(positions, np.arange(len(frames))):
         frames = frames[torch.from_numpy(positions)]
     return frames, metadata
 
 
 def _decode_unique(
-    source: Source, indices: Sequence[int] | np.ndarray | IndexSampler | None, num_threads: int
+    source: Source,
+    indices: Sequence[int] | np.ndarray | IndexSampler | None,
+    num_threads: int,
+    verify: bool = True,
 ) -> tuple[torch.Tensor, np.ndarray, VideoMetadata]:
     """`decode_video` with each frame once: frames (U, H, W, 3), the position in them of each index (N,), metadata."""
     if num_threads == 0 and torch.utils.data.get_worker_info() is not None:
@@ -185,18 +194,25 @@ def _decode_unique(
     av, decord = _import_decoder("av"), _import_decoder("decord")
     if av is None and decord is None:
         raise ImportError("Reading video files needs decord or PyAV: `pip install decord av`.")
+    backend = "decord"
     if av is None:
-        backend = "decord"
         frames, chosen, stream = _read_with_decord_alone(decord, name, data, indices, num_threads)
     else:
         stream = _probe(av, name, data)
-        frames, backend = None, "decord"
-        if decord is not None and stream.needs_pyav is None:
-            chosen = _choose(name, stream, indices)
-            frames = _read_with_decord(decord, name, data, stream, np.unique(chosen), num_threads)
-        if frames is None:
+        if stream.needs_pyav is not None:
             backend = "pyav"
             frames, chosen, stream = _read_with_pyav(av, name, data, stream, indices, num_threads)
+        else:
+            chosen = _choose(name, stream, indices)
+            wanted, frames = np.unique(chosen), None
+            if decord is not None:
+                if verify:  # first, so that decord never meets a damaged stream
+                    for _ in _frames_of_groups(av, name, data, stream, wanted, num_threads, only_check=True):
+                        pass
+                frames = _read_with_decord(decord, name, data, stream, wanted, num_threads)
+            if frames is None:
+                backend = "pyav"
+                frames = _read_groups_with_pyav(av, name, data, stream, wanted, num_threads)
     metadata = stream.metadata(backend, chosen)
     metadata.height, metadata.width = frames.shape[1:3]
     return frames, np.unique(chosen, return_inverse=True)[1], metadata
@@ -330,6 +346,8 @@ def _scan(av, name: str, container, video, seekable_format: bool) -> _Stream:
         duration=duration,
         frame_count=packets - discarded if known else None,
         needs_pyav=fault,
+        packet_times=None if fault else np.array(groups.times),
+        key_packets=None if fault else np.array(groups.keys),
     )
 
 
@@ -359,6 +377,8 @@ class _GroupChecker:
     def __init__(self, codec: str, extradata: bytes | None, seeks_by_dts: bool):
         self.fault = None if codec in ("h264", "hevc") else f"the packets of {codec} do not tell frames"
         self.has_keyframe = False
+        self.times: list[int] = []
+        self.keys: list[int] = []
         self.starts_late = False  # packets before the first keyframe: they may or may not give frames
         self._codec = codec
         self._extradata = bytes(extradata or b"")
@@ -373,6 +393,9 @@ class _GroupChecker:
         self.has_keyframe |= packet.is_keyframe
         if self.fault is None:
             self.fault = self._fault(packet)
+            if packet.is_keyframe:
+                self.keys.append(len(self.times))
+            self.times.append(packet.pts)
 
     def _fault(self, packet) -> str | None:
         if packet.pts is None or packet.pts < 0 or (self._seeks_by_dts and packet.dts is None):
@@ -477,6 +500,64 @@ def _read_with_pyav(
     raise VideoDecodeError(name, f"it ended after {seen} frames")
 
 
+def _read_groups_with_pyav(
+    av, name: str, data: bytes | None, stream: _Stream, wanted: np.ndarray, num_threads: int
+) -> torch.Tensor:
+    """Frames (U, H, W, 3) at the sorted positions `wanted` of a stream in closed groups."""
+    frames = _frames_of_groups(av, name, data, stream, wanted, num_threads)
+    picked, seen = _pick(av, frames, np.arange(len(wanted)))
+    if picked is None:
+        raise VideoDecodeError(name, f"only {seen} of {len(wanted)} frames can be decoded")
+    return torch.from_numpy(picked)
+
+
+def _frames_of_groups(
+    av, name: str, data: bytes | None, stream: _Stream, wanted: np.ndarray, num_threads: int, only_check: bool = False
+) -> Iterator:
+    """The frames at the sorted positions `wanted`, decoding nothing that they do not depend on.
+
+    Of each group of pictures the packets up to the last wanted one, without those nothing refers to. `only_check`
+    leaves out the work that no error can come from, and the pictures are wrong. Raises VideoDecodeError for damage.
+    """
+    order = np.argsort(stream.packet_times, kind="stable")
+    missing = set(stream.packet_times[order[wanted]].tolist())
+    wanted_packets = np.zeros(len(order), dtype=bool)
+    wanted_packets[order[wanted]] = True
+    needed = wanted_packets.copy()
+    for start, stop in zip(stream.key_packets, [*stream.key_packets[1:], len(order)], strict=True):
+        needed[start:stop] = np.logical_or.accumulate(wanted_packets[start:stop][::-1])[::-1]
+    last, position = np.flatnonzero(needed)[-1], -1
+    try:
+        with _open_with_pyav(av, name, data) as container:
+            video = _best_stream(name, container)
+            context = video.codec_context
+            video.thread_type = "AUTO"
+            context.thread_count = num_threads
+            if only_check:
+                context.options = {"skip_loop_filter": "all", "skip_idct": "all"}
+            for packet in container.demux(video):
+                frames = []
+                if packet.size:
+                    position += 1
+                    if position <= last and needed[position]:
+                        context.skip_frame = "DEFAULT" if wanted_packets[position] else "NONREF"
+                        frames = packet.decode()
+                if position >= last:
+                    frames = frames + context.decode(None)
+                for frame in frames:
+                    if frame.is_corrupt:  # what refers to it is damaged too, and not marked
+                        raise VideoDecodeError(name, f"the frame at {frame.time} s is damaged")
+                    if frame.pts in missing:
+                        missing.remove(frame.pts)
+                        yield frame
+                if position >= last:
+                    break
+    except av.FFmpegError as error:
+        raise VideoDecodeError(name, _ffmpeg_reason(error)) from error
+    if missing:
+        raise VideoDecodeError(name, f"{len(missing)} of the {len(wanted)} frames asked for are missing or damaged")
+
+
 def _cache_and_count(frames: Iterator) -> tuple[list | None, int]:
     """The frames of a short stream, None for one over _FRAME_CACHE_BYTES; and how many there are."""
     cached, size, count = [], 0, 0
@@ -567,8 +648,6 @@ def _read_with_decord(
         del reader  # an open reader goes on decoding in the background, and hangs in a forked process
     if frames.shape[-1] != 3 or sorted(frames.shape[1:3]) != sorted((stream.height, stream.width)):
         return None  # another stream, or padded rows
-    if any(torch.equal(a, b) for a, b in zip(frames[:-1], frames[1:], strict=True)):
-        return None  # a still picture, or decord repeating a frame where the file ends early: only PyAV tells
     return frames
 
 
@@ -600,8 +679,9 @@ def _read_with_decord_alone(
             if in_order:
                 frames = reader.get_batch(wanted)
             else:
+                positions = set(wanted.tolist())
                 read = ((i, reader.next()) for i in range(wanted[-1] + 1))
-                frames = torch.stack([frame.clone() for i, frame in read if i in set(wanted.tolist())])
+                frames = torch.stack([frame.clone() for i, frame in read if i in positions])
     except _decord_errors(decord) as error:
         raise VideoDecodeError(name, str(error).strip().split("\n")[0]) from error
     finally:
@@ -929,20 +1009,27 @@ def _resize_as_opencv(frames: torch.Tensor, size: tuple[int, int]) -> torch.Tens
     """`cv2.resize(..., INTER_LINEAR)` of uint8 frames (T, C, H, W), bit for bit: the official evaluation's resize.
 
     OpenCV weighs with 11-bit integers, rows after columns, and drops 4 and 16 bits on the way; torch's own kernels
-    differ from it by one level in a fifth of the pixels. Works on views with the channels last in memory.
+    differ from it by one level in a fifth of the pixels. Frame by frame, with the channels last, which is how decoders
+    leave them: rows are then copied whole, and the work stays in the cache.
     """
-    frames = frames.movedim(1, -1)
-    left, right, left_weight, right_weight = _linear_taps(frames.shape[2], size[1], frames.device, zero_outside=True)
-    upper, lower, upper_weight, lower_weight = _linear_taps(frames.shape[1], size[0], frames.device)
-
-    def weighted_rows(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        picked = frames.index_select(1, rows)
-        out = picked.index_select(2, left).to(torch.int32).mul_(left_weight[:, None])
-        out.add_(picked.index_select(2, right).to(torch.int32).mul_(right_weight[:, None]))
-        return out.bitwise_right_shift_(4).mul_(weights[:, None, None]).bitwise_right_shift_(16)
-
-    out = weighted_rows(upper, upper_weight).add_(weighted_rows(lower, lower_weight))
-    return out.add_(2).bitwise_right_shift_(2).to(torch.uint8).movedim(-1, 1)
+    frames = frames.movedim(1, -1).contiguous()
+    length, height, width, channels = frames.shape
+    device = frames.device
+    left, right, *column_weights = _linear_taps(width, size[1], device, zero_outside=True)
+    upper, lower, upper_weight, lower_weight = _linear_taps(height, size[0], device)
+    offsets = torch.arange(channels, device=device)
+    left, right = ((taps[:, None] * channels + offsets).reshape(-1) for taps in (left, right))
+    left_weight, right_weight = (weight.repeat_interleave(channels) for weight in column_weights)
+    out = torch.empty((length, *size, channels), dtype=torch.uint8, device=device)
+    for source, target in zip(frames.view(length, height, width * channels), out, strict=True):
+        total = 2
+        for rows, weight in ((upper, upper_weight), (lower, lower_weight)):
+            picked = source.index_select(0, rows)
+            line = picked[:, left].to(torch.int32).mul_(left_weight)
+            line.add_(picked[:, right].to(torch.int32).mul_(right_weight)).bitwise_right_shift_(4)
+            total = line.mul_(weight[:, None]).bitwise_right_shift_(16).add_(total)
+        target.copy_(total.bitwise_right_shift_(2).view(target.shape))
+    return out.movedim(-1, 1)
 
 
 def _linear_taps(length: int, new_length: int, device: torch.device, zero_outside: bool = False) -> tuple:

@@ -39,10 +39,12 @@ logger = get_logger(__name__)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The flags, named as in Hugging Face's example scripts. Raises ValueError, naming the value, for what cannot work."""
+    """The flags, named as in Hugging Face's example scripts. Raises ValueError, naming a value that cannot work."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train_file", required=True, help="csv with columns path,label; paths relative to the csv")
-    parser.add_argument("--validation_file", help="csv as --train_file; accuracy per budget is measured on it at the end")
+    parser.add_argument(
+        "--validation_file", help="csv as --train_file; accuracy per budget is measured on it at the end"
+    )
     parser.add_argument("--model_name_or_path", help="checkpoint to start from; exclusive with --config_name")
     parser.add_argument("--config_name", help="json file of FluxViTConfig fields for a new model")
     parser.add_argument("--output_dir", required=True)
@@ -51,7 +53,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, help="side of the frames in pixels; the model's default if not given")
     parser.add_argument("--token_budgets", type=int, nargs="+", help="the model's own if not given")
     parser.add_argument("--per_device_train_batch_size", type=int, default=32)
-    parser.add_argument("--per_device_eval_batch_size", type=int, default=32)
     parser.add_argument("--learning_rate", type=float, default=1e-3, help="at its peak; taken as it is")
     parser.add_argument("--weight_decay", type=float, default=0.05)
     parser.add_argument("--max_grad_norm", type=float, default=1.0)
@@ -65,13 +66,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         raise ValueError(
             f"give one of --model_name_or_path and --config_name, got {args.model_name_or_path!r}, {args.config_name!r}"
         )
-    counts = "num_frames size per_device_train_batch_size per_device_eval_batch_size num_train_epochs max_train_steps"
-    for name in (*counts.split(), "logging_steps"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
-    for budget in args.token_budgets or []:
-        if budget < 1:
-            raise ValueError(f"--token_budgets must be at least 1 each, got {args.token_budgets}")
+    counts = "num_frames size per_device_train_batch_size num_train_epochs max_train_steps logging_steps token_budgets"
+    for name in counts.split():
+        value = getattr(args, name)
+        if value is not None and min(value if isinstance(value, list) else [value]) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}")
     output_dir = Path(args.output_dir)
     if output_dir.exists() and any(output_dir.iterdir()) and not args.overwrite_output_dir:
         raise ValueError(f"--output_dir {args.output_dir!r} holds files; --overwrite_output_dir replaces it")
@@ -100,7 +99,9 @@ def read_csv(path: str | os.PathLike) -> list[tuple[str, str]]:
     return [(str(Path(path).parent / clip), label) for clip, label in rows]
 
 
-def load_clips(rows: list[tuple[str, str]], label2id: dict[str, int], processor: FluxViTVideoProcessor) -> TensorDataset:
+def load_clips(
+    rows: list[tuple[str, str]], label2id: dict[str, int], processor: FluxViTVideoProcessor
+) -> TensorDataset:
     """Decodes each video once: clips (N, T, 3, H, W) uint8, sampled and cropped by the processor, and labels (N,).
 
     Raises:
@@ -123,12 +124,10 @@ def load_clips(rows: list[tuple[str, str]], label2id: dict[str, int], processor:
 
 def normalize(clips: Tensor, processor: FluxViTVideoProcessor) -> Tensor:
     """(B, T, 3, H, W) pixels of 0 to 255 -> what the processor would have given the model, float32."""
-    mean, std = (torch.tensor(value, device=clips.device).view(-1, 1, 1) for value in _mean_std(processor))
+    mean, std = (
+        torch.tensor(v, device=clips.device).view(-1, 1, 1) for v in (processor.image_mean, processor.image_std)
+    )
     return (clips.float() * processor.rescale_factor - mean) / std
-
-
-def _mean_std(processor: FluxViTVideoProcessor) -> tuple[list[float], list[float]]:
-    return list(processor.image_mean), list(processor.image_std)
 
 
 def augment(clips: Tensor) -> Tensor:
@@ -156,26 +155,35 @@ def augment(clips: Tensor) -> Tensor:
 def build_model(
     args: argparse.Namespace, labels: list[str]
 ) -> tuple[FluxViTForVideoClassification, FluxViTVideoProcessor]:
-    """The model, pretrained or new, with one output a label, and the processor that feeds it."""
+    """The model, pretrained or new, with one output a label, and the processor that feeds it square clips."""
     clip = {"num_frames": args.num_frames, "image_size": args.size}
     fields = {name: value for name, value in clip.items() if value is not None}
-    fields.update(id2label=dict(enumerate(labels)), label2id={label: index for index, label in enumerate(labels)})
     if args.model_name_or_path:
-        # A classifier for other labels does not fit and starts anew; everything else must.
+        known = FluxViTConfig.from_pretrained(args.model_name_or_path).id2label
+        if set(known.values()) == set(labels):
+            labels = [known[index] for index in range(len(known))]  # its classifier's order
+        # Classifiers for another number of labels do not fit and start anew.
         model = FluxViTForVideoClassification.from_pretrained(
-            args.model_name_or_path, ignore_mismatched_sizes=True, **fields
+            args.model_name_or_path, ignore_mismatched_sizes=True, **fields, **_label_fields(labels)
         )
     else:
         if args.token_budgets:
             budgets = sorted(set(args.token_budgets), reverse=True)
             fields.update(token_budgets=budgets, token_budget=budgets[0])
-        model = FluxViTForVideoClassification(FluxViTConfig(**{**json.loads(Path(args.config_name).read_text()), **fields}))
+        given = json.loads(Path(args.config_name).read_text())
+        model = FluxViTForVideoClassification(FluxViTConfig(**{**given, **fields, **_label_fields(labels)}))
     config = model.config
     height, width = config.image_height_width
-    processor = FluxViTVideoProcessor(
-        num_frames=config.num_frames, size={"shortest_edge": min(height, width)}, patch_size=config.patch_size
-    )
-    return model, processor
+    if height != width:
+        raise ValueError(f"clips must be square: give --size, the config's image_size is {config.image_size}")
+    settings = {"num_frames": config.num_frames, "size": {"shortest_edge": height}, "patch_size": config.patch_size}
+    if args.model_name_or_path:
+        return model, FluxViTVideoProcessor.from_pretrained(args.model_name_or_path, **settings)
+    return model, FluxViTVideoProcessor(**settings)
+
+
+def _label_fields(labels: list[str]) -> dict[str, dict]:
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
 
 
 class MultiBudgetLoss(nn.Module):
@@ -291,7 +299,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     metrics = {"train_steps": step}
     if eval_set is not None:
-        eval_loader = accelerator.prepare(DataLoader(eval_set, args.per_device_eval_batch_size))
+        eval_loader = accelerator.prepare(DataLoader(eval_set, args.per_device_train_batch_size))
         metrics.update(evaluate(model, eval_loader, processor, budgets, accelerator))
         logger.info(str(metrics))
     if accelerator.is_main_process:

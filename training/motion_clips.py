@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 
-# Direction of travel (x to the right, y down) of the straight motions; sense of rotation, as seen, of the circular ones.
+# Direction of travel (x to the right, y down) of straight motions; sense of rotation, as seen, of circular ones.
 DIRECTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
 ROTATIONS = {"clockwise": 1.0, "anticlockwise": -1.0}
 MOTIONS = (*DIRECTIONS, *ROTATIONS)
@@ -165,7 +165,7 @@ def write_video(path: str | os.PathLike, frames: np.ndarray, frame_rate: int) ->
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     with av.open(str(temporary), "w") as container:
-        # One thread: the same bytes on every machine with as many cores as it likes.
+        # One thread: the bytes must not depend on the number of cores.
         stream = container.add_stream("libx264", rate=frame_rate, options={"crf": "18", "preset": "veryfast"})
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         stream.codec_context.thread_count = 1
