@@ -725,8 +725,9 @@ class FluxViTVideoProcessor(BaseVideoProcessor):
     or (T, C, H, W) numpy or torch, a list of PIL images or of frame arrays. Lists of these, mixed, are a batch. Views
     of a video follow each other, clips outer, crops inner.
 
-    Frames in memory are sampled only where the call gives `num_frames` or `fps`, or `do_sample_frames=True`; they must
-    then be at least as many as asked for, while a short file repeats frames. Integer frames are 0 to 255; float frames
+    Frames in memory are sampled only where the call gives `num_frames` or `fps`, or `do_sample_frames=True`. A video
+    shorter than the clip repeats frames; only frames in memory given to a processor whose own `do_sample_frames` is True
+    must be enough, as transformers asks of such a processor. Integer frames are 0 to 255; float frames
     are 0 to 255 too, or 0 to 1 (told by their largest value), which `do_rescale` then leaves alone.
 
     `size` R or `{"shortest_edge": R}` resizes the short side to R and sets a square crop of R; `{"height", "width"}`
@@ -869,6 +870,7 @@ class FluxViTVideoProcessor(BaseVideoProcessor):
             options.update(num_frames=None, fps=None)  # what the call says beats either default
         options.update(given)
         options["sampling_given"] = sampling_given
+        options["may_repeat"] = self.do_sample_frames is not True or "do_sample_frames" in given
         if options["keep_aspect_ratio"] and options["num_crops"] != 1:
             raise ValueError(f"`keep_aspect_ratio` leaves nothing to crop, got `num_crops`={options['num_crops']}")
         if options["num_crops"] != 1 and not options["do_center_crop"]:
@@ -895,10 +897,10 @@ class FluxViTVideoProcessor(BaseVideoProcessor):
             about = known or VideoMetadata(total_num_frames=len(frames))
             about.height, about.width = frames.shape[-2:]
             chosen = np.arange(len(frames)) if whole else sampler(replace(about, total_num_frames=len(frames)))
-            if len(chosen) > len(frames) * num_clips:
+            if not options["may_repeat"] and len(chosen) > len(frames) * num_clips:
                 raise ValueError(
-                    f"{len(chosen) // num_clips} frames asked for, but the video has {len(frames)}: pass more frames, "
-                    "ask for fewer, or pass the file, which repeats frames"
+                    f"{len(chosen) // num_clips} frames asked for, but the video has {len(frames)}: ask for fewer, or "
+                    "pass `do_sample_frames=True` to repeat frames"
                 )
             about.frames_indices = chosen.tolist()
             kept, positions = np.unique(chosen, return_inverse=True)

@@ -24,7 +24,7 @@ from flux_hf.pipelines import FluxViTVideoClassificationPipeline
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 from flux_hf.visualization import visualize_kept_tokens
 
-from .motion_clips import MOTIONS, write_motion_clips
+from .motion_clips import MotionClipConfig, write_motion_clips
 
 
 NUM_FRAMES, SIZE = 8, 56
@@ -61,7 +61,7 @@ def train(data_dir: Path, model_dir: Path, max_train_steps: int, seed: int) -> N
         "size": SIZE,
         "learning_rate": 2e-3,
         "max_train_steps": max_train_steps,
-        "logging_steps": 50,
+        "logging_steps": 30,
         "seed": seed,
     }
     for name, value in flags.items():
@@ -113,9 +113,9 @@ def draw_kept_tokens(model_dir: Path, clip: str, token_budget: int, path: Path) 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("demo_output"))
-    parser.add_argument("--num_train_clips", type=int, default=600)
+    parser.add_argument("--num_train_clips", type=int, default=480)
     parser.add_argument("--num_val_clips", type=int, default=120)
-    parser.add_argument("--max_train_steps", type=int, default=400)
+    parser.add_argument("--max_train_steps", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
 
@@ -125,7 +125,9 @@ def main(arguments: list[str] | None = None) -> None:
     write_motion_clips(data_dir, args.num_train_clips, args.seed, "train")
     held_out = write_motion_clips(data_dir, args.num_val_clips, args.seed, "val")
     made = time.perf_counter()
-    print(f"made {args.num_train_clips} + {args.num_val_clips} clips of {len(MOTIONS)} motions: {made - begin:.0f} s")
+    motions = MotionClipConfig().motions
+    counts = f"{args.num_train_clips} + {args.num_val_clips}"
+    print(f"made {counts} clips of the motions {', '.join(motions)}: {made - begin:.0f} s", flush=True)
     try:
         train(data_dir, model_dir, args.max_train_steps, args.seed)
     except subprocess.CalledProcessError as error:
@@ -134,7 +136,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"trained {args.max_train_steps} steps: {trained - made:.0f} s")
 
     accuracies = classify_at_budgets(model_dir, held_out)
-    chance = 1 / len(MOTIONS)
+    chance = 1 / len(motions)
     print(f"chance level: {chance:.1%}, {len(held_out)} held-out clips")
     picture = args.output_dir / "kept_tokens.png"
     draw_kept_tokens(model_dir, held_out[0][0], TOKEN_BUDGETS[-1], picture)

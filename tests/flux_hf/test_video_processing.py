@@ -114,6 +114,8 @@ def test_files_are_sampled_by_default(processor, tmp_path):
     assert values(FluxViTVideoProcessor(fps=5), path).shape[1] == 8
     assert values(FluxViTVideoProcessor(fps=5), path, num_frames=3).shape[1] == 3
     assert values(processor, path, do_sample_frames=False).shape[1] == 40
+    as_the_pipeline_calls = processor(path, num_frames=7, do_sample_frames=True, return_tensors="pt")
+    assert as_the_pipeline_calls.to(torch.float16)["pixel_values_videos"].shape == (1, 7, 3, 224, 224)
 
 
 def test_frames_in_memory_are_sampled_when_the_call_says_so(processor):
@@ -125,8 +127,6 @@ def test_frames_in_memory_are_sampled_when_the_call_says_so(processor):
     assert values(processor, video, num_frames=3, do_sample_frames=False).shape[1] == 8
     about = {"total_num_frames": 8, "fps": 4}
     assert values(processor, video, fps=2, video_metadata=about).shape[1] == 4
-    with pytest.raises(ValueError, match="10 frames asked for, but the video has 8"):
-        values(processor, video, num_frames=10)
     chosen = sample_frame_indices(8, 3)[0]
     assert torch.equal(values(processor, video, num_frames=3)[0], values(processor, video)[0][chosen])
 
@@ -143,6 +143,21 @@ def test_short_files_repeat_frames(processor, frames):
     out = processor(data, num_frames=12, return_tensors="pt", return_metadata=True)
     assert out["pixel_values_videos"].shape[1] == 12
     assert out["video_metadata"][0].frames_indices == sample_frame_indices(frames, 12)[0].tolist()
+
+
+@pytest.mark.parametrize("frames", [1, 3, 11])
+def test_short_videos_in_memory_repeat_frames(processor, frames):
+    video = random_video(frames)
+    expected = values(processor, video)[0][sample_frame_indices(frames, 12)[0]]
+    assert torch.equal(values(processor, video, num_frames=12)[0], expected)
+    assert torch.equal(values(processor, video, num_frames=12, do_sample_frames=True)[0], expected)
+
+
+def test_a_processor_set_to_sample_wants_enough_frames(processor):
+    video, always = random_video(8), FluxViTVideoProcessor(do_sample_frames=True)
+    with pytest.raises(ValueError, match="10 frames asked for, but the video has 8"):
+        values(always, video, num_frames=10)
+    assert values(always, video, num_frames=10, do_sample_frames=True).shape[1] == 10
 
 
 # --- which pixels ----------------------------------------------------------------------------------------------------

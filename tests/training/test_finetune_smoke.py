@@ -29,7 +29,7 @@ TINY = {
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clips")
-    clips = MotionClipConfig(size=48, num_frames=6)
+    clips = MotionClipConfig(size=48, num_frames=6, motions=MOTIONS)
     write_motion_clips(folder, 12, 0, "train", clips)
     write_motion_clips(folder, 6, 0, "val", clips)
     (folder / "config.json").write_text(json.dumps(TINY))

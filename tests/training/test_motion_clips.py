@@ -20,7 +20,7 @@ def decode(path):
 
 
 def test_real_videos_balanced_labels_and_a_csv(tmp_path):
-    config = MotionClipConfig(size=64, num_frames=6)
+    config = MotionClipConfig(size=64, num_frames=6, motions=MOTIONS)
     rows = write_motion_clips(tmp_path, 12, seed=0, split="train", config=config)
     assert [label for _, label in rows] == list(MOTIONS) * 2
     with open(tmp_path / "train.csv", newline="") as file:
@@ -103,7 +103,7 @@ def test_bad_arguments_are_named(call, message, tmp_path):
 
 
 def test_command_line(tmp_path, capsys):
-    main([str(tmp_path), "--train", "2", "--val", "1"])
+    main([str(tmp_path), "--train", "2", "--val", "1", "--motions", "up", "clockwise"])
     assert len(list((tmp_path / "train").glob("*.mp4"))) == 2
     assert len(list((tmp_path / "val").glob("*.mp4"))) == 1
     assert "train.csv" in capsys.readouterr().out
