@@ -137,7 +137,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     accuracies = classify_at_budgets(model_dir, held_out)
     chance = 1 / len(motions)
-    print(f"chance level: {chance:.1%}, {len(held_out)} held-out clips")
+    print(f"chance level: {chance:.1%}, {len(held_out)} held-out clips; the seconds include decoding, most of them")
     picture = args.output_dir / "kept_tokens.png"
     draw_kept_tokens(model_dir, held_out[0][0], TOKEN_BUDGETS[-1], picture)
     print(f"kept tokens at budget {TOKEN_BUDGETS[-1]}: {picture}")

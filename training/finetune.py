@@ -63,9 +63,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
     if bool(args.model_name_or_path) == bool(args.config_name):
-        raise ValueError(
-            f"give one of --model_name_or_path and --config_name, got {args.model_name_or_path!r}, {args.config_name!r}"
-        )
+        given = f"{args.model_name_or_path!r} and {args.config_name!r}"
+        raise ValueError(f"give one of --model_name_or_path and --config_name, got {given}")
     counts = "num_frames size per_device_train_batch_size num_train_epochs max_train_steps logging_steps token_budgets"
     for name in counts.split():
         value = getattr(args, name)
