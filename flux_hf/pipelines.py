@@ -1,6 +1,7 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
 """Video classification at a chosen token budget, over several views, batched across clips, decoding ahead."""
 
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -78,6 +79,11 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
         if isinstance(inputs, list) and not inputs:
             return []
         return super().__call__(inputs, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Saves the model and, unlike the stock pipeline, its video processor."""
+        super().save_pretrained(save_directory, **kwargs)
+        self.video_processor.save_pretrained(save_directory)
 
     def preprocess(self, video: Any, num_frames: int | None = None, **views: Any) -> dict[str, torch.Tensor]:
         """Decodes, samples and transforms one video into its views, (V, T, 3, H, W)."""

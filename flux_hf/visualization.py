@@ -34,7 +34,7 @@ def visualize_kept_tokens(
         frames: (T, H, W, 3), or (T, 3, H, W), uint8 RGB, as sampled and cropped for the model. For a larger picture,
             sides and `patch_size` may both be n times the model's.
         keep_indices: (K,) positions in the flattened (T / tubelet_size, H / patch_size, W / patch_size) grid: a row of
-            the model's `keep_indices`.
+            the model's `keep_indices`; (1, K) is taken too.
         patch_size: Side of a patch in pixels of `frames`.
         tubelet_size: Frames in a patch.
         columns: Frames in a row of the picture; all of them up to 8 if not given.
@@ -86,6 +86,8 @@ def _kept_pixels(
     if isinstance(keep_indices, torch.Tensor):
         keep_indices = keep_indices.detach().cpu().numpy()
     indices = np.asarray(keep_indices)
+    if indices.ndim == 2 and len(indices) == 1:  # the model's output for a batch of one
+        indices = indices[0]
     if indices.ndim != 1 or indices.size == 0 or not np.issubdtype(indices.dtype, np.integer):
         raise ValueError(
             f"keep_indices must be the whole numbers (K,) of one clip, got shape {indices.shape} of {indices.dtype}"

@@ -51,7 +51,8 @@ def train(data_dir: Path, model_dir: Path, max_train_steps: int, seed: int) -> N
     config_file = data_dir / "config.json"
     config_file.write_text(json.dumps(MODEL_CONFIG, indent=2))
     launch = "accelerate.commands.launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no"
-    command = [sys.executable, "-m", *launch.split(), "--dynamo_backend", "no", "-m", "training.finetune"]
+    launch += f" --dynamo_backend no --num_cpu_threads_per_process {os.cpu_count()}"
+    command = [sys.executable, "-m", *launch.split(), "-m", "training.finetune"]
     flags = {
         "config_name": config_file,
         "train_file": data_dir / "train.csv",

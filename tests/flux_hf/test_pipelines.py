@@ -92,6 +92,12 @@ def test_through_the_pipeline_function(model, processor, clips, tmp_path):
     assert_scores(stock(clips[1], num_frames=4, top_k=2), expected_scores(model, processor, clips[1], num_frames=4), 2)
 
 
+def test_a_saved_pipeline_loads_again(classify, clips, tmp_path):
+    classify.save_pretrained(tmp_path)
+    again = pipeline("video-classification", model=str(tmp_path), device="cpu")
+    assert_scores(again(clips[0]), {entry["label"]: entry["score"] for entry in classify(clips[0])})
+
+
 @pytest.mark.parametrize(
     "views",
     [{}, {"num_frames": 4}, {"size": 70}, {"num_clips": 2}, {"num_crops": 3}, {"num_clips": 2, "num_crops": 3}],

@@ -55,6 +55,7 @@ def test_layouts_and_containers_agree():
     expected = visualize_kept_tokens(frames, [0, 7], PATCH)
     tensor = torch.from_numpy(frames).permute(0, 3, 1, 2)
     assert visualize_kept_tokens(tensor, torch.tensor([0, 7]), PATCH) == expected
+    assert visualize_kept_tokens(tensor, torch.tensor([[0, 7]]), PATCH) == expected
     assert visualize_kept_tokens(frames.transpose(0, 3, 1, 2), np.array([0, 7]), PATCH) == expected
 
 
@@ -74,7 +75,7 @@ def test_more_than_eight_frames_wrap():
         ({"keep_indices": [24]}, r"\[0, 24\).*4x2x3.*24 to 24"),
         ({"keep_indices": [-1, 3]}, "-1 to 3"),
         ({"keep_indices": []}, r"\(0,\)"),
-        ({"keep_indices": torch.zeros(1, 3, dtype=torch.long)}, r"\(1, 3\)"),
+        ({"keep_indices": torch.zeros(2, 3, dtype=torch.long)}, r"\(2, 3\)"),
         ({"keep_indices": [0.5]}, "float64"),
         ({"patch_size": 0}, "patch_size.*0"),
         ({"columns": 0}, "columns.*0"),
