@@ -237,9 +237,7 @@ def _open_source(source: Source) -> tuple[str, bytes | None]:
     if hasattr(source, "read"):
         data = source.read()
         if not isinstance(data, bytes):
-            raise TypeError(
-                f"a video file object must be opened in binary mode, its read() gave {type(data).__name__}"
-            )
+            raise TypeError(f"a video file object must be opened in binary mode, its read() gave {type(data).__name__}")
         return f"<{getattr(source, 'name', type(source).__name__)}, {len(data)} bytes>", data
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(f"a video must be a path, a URL, bytes or a file object, got {type(source).__name__}")
@@ -726,9 +724,9 @@ class FluxViTVideoProcessor(BaseVideoProcessor):
     of a video follow each other, clips outer, crops inner.
 
     Frames in memory are sampled only where the call gives `num_frames` or `fps`, or `do_sample_frames=True`. A video
-    shorter than the clip repeats frames; only frames in memory given to a processor whose own `do_sample_frames` is True
-    must be enough, as transformers asks of such a processor. Integer frames are 0 to 255; float frames
-    are 0 to 255 too, or 0 to 1 (told by their largest value), which `do_rescale` then leaves alone.
+    shorter than the clip repeats frames; only frames in memory given to a processor whose own `do_sample_frames` is
+    True must be enough, as transformers asks of such a processor. Integer frames are 0 to 255; float frames are 0 to
+    255 too, or 0 to 1 (told by their largest value), which `do_rescale` then leaves alone.
 
     `size` R or `{"shortest_edge": R}` resizes the short side to R and sets a square crop of R; `{"height", "width"}`
     resizes to exactly that; `crop_size` overrides the crop.
@@ -1086,9 +1084,7 @@ def _flatten_videos(videos: Any) -> list[Any]:
             return [videos]
         if videos.ndim == 3:
             return [[videos]]
-        raise ValueError(
-            f"frames must be (T, H, W, C), (T, C, H, W), a batch of them or one frame, got {videos.shape}"
-        )
+        raise ValueError(f"frames must be (T, H, W, C), (T, C, H, W), a batch of them or one frame, got {videos.shape}")
     if not isinstance(videos, (list, tuple)):
         raise ValueError(f"a video must be a file, frames or a list of them, got {type(videos).__name__}")
     if len(videos) == 0:

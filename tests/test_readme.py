@@ -1,4 +1,4 @@
-"""The README's Python blocks, run in order as a reader would, on a checkpoint of the size they speak of and a real clip."""
+"""The README's Python blocks, run in order as a reader would, on a checkpoint of their size and a real clip."""
 
 import re
 from pathlib import Path

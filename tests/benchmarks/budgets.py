@@ -53,7 +53,8 @@ def main() -> None:
     for _ in range(options.rounds):
         for budget in BUDGETS:
             times[budget].append(seconds(budget))
-    where = torch.cuda.get_device_name() if video.is_cuda else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    cpu = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    where = torch.cuda.get_device_name() if video.is_cuda else cpu
     print(f"{options}\ntorch {torch.__version__}, {where}")
     largest = statistics.median(times[BUDGETS[0]])
     for budget in BUDGETS:

@@ -1,8 +1,8 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
-"""Puts every file below a folder through the pipeline at several budgets: `python tests/benchmarks/classify_all.py DIR`.
+"""Every file below a folder through the pipeline at several budgets: `python tests/benchmarks/classify_all.py DIR`.
 
-FluxViT-S with random weights, 12 frames of 224x224. Each file gives an answer or a `VideoDecodeError`; anything else ends
-the run. Prints the errors and a count.
+FluxViT-S with random weights, 12 frames of 224x224. Each file gives an answer or a `VideoDecodeError`; anything else
+ends the run. Prints the errors and a count.
 """
 
 import argparse
