@@ -6,8 +6,10 @@ import json
 import os
 import pathlib
 import pickle
+import re
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -17,7 +19,16 @@ from torch import Tensor
 DEEPSPEED_STATES = "mp_rank_00_model_states.pt"
 CONTAINERS = ("model", "module", "state_dict")
 # Plain data that training scripts store beside the weights; unpickling them runs no code of the file.
-HARMLESS_CLASSES = [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath]
+HARMLESS_CLASSES = [
+    argparse.Namespace,
+    pathlib.PosixPath,
+    pathlib.PurePosixPath,
+    range,
+    np.dtype,
+    *{type(np.dtype(kind)) for kind in (bool, np.int32, np.int64, np.float32, np.float64)},
+    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # its name in numpy 1
+]
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict[str, Tensor]:
@@ -79,8 +90,19 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals(HARMLESS_CLASSES):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} is damaged, or holds more than tensors and plain data: {error}") from error
+        refused = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
+        reason = f"it asks for {refused[1]}" if refused else str(error).split("\n")[0]
+        raise ValueError(f"{path} is damaged, or holds more than tensors and plain data: {reason}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a dict of tensors")
-    weights = next((content[name] for name in CONTAINERS if isinstance(content.get(name), dict)), content)
-    return {name: value for name, value in weights.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    return _tensors_of(content)
+
+
+def _tensors_of(content: dict) -> dict[str, Tensor]:
+    """The tensors in the first container that holds any, else at the top."""
+    for name in CONTAINERS:
+        if isinstance(content.get(name), dict):
+            inside = _tensors_of(content[name])
+            if inside:
+                return inside
+    return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}

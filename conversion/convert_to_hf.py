@@ -125,9 +125,13 @@ def translate_weights(weights: dict[str, Tensor], report: KeyReport, has_classif
         report.converted[name] = new_name
     broken = [name for name in report.converted if not torch.isfinite(weights[name]).all()]
     if broken:
-        raise ConversionError(f"NaN or infinite values in {len(broken)} keys: {_shorten(broken)}")
+        raise ConversionError(f"NaN or infinite values in {len(broken)} keys: {', '.join(broken)}")
     if unexpected:
-        raise ConversionError(f"{len(unexpected)} unexpected keys: {_shorten(unexpected)}")
+        raise ConversionError(f"{len(unexpected)} unexpected keys: {', '.join(unexpected)}")
+    dtypes = {tensor.dtype for tensor in state_dict.values()}
+    if len(dtypes) > 1:
+        report.notes.append(f"the checkpoint mixes {', '.join(sorted(map(str, dtypes)))}: all became float32")
+        state_dict = {name: tensor.float() for name, tensor in state_dict.items()}
     return state_dict
 
 
@@ -135,11 +139,11 @@ def load_strictly(model: torch.nn.Module, state_dict: dict[str, Tensor], report:
     """Pours the state dict into the model.
 
     Raises:
-        ConversionError: missing, unexpected or misshapen keys, all listed under their official names.
+        ConversionError: missing, unexpected or misshapen keys, all listed.
     """
     official = {new: old for old, new in report.converted.items()}
     expected = model.state_dict()
-    problems = [f"missing: {name}" for name in sorted(expected.keys() - state_dict.keys())]
+    problems = [f"missing: what becomes {name}" for name in sorted(expected.keys() - state_dict.keys())]
     problems += [f"unexpected: {official[name]} -> {name}" for name in sorted(state_dict.keys() - expected.keys())]
     problems += [
         f"misshapen: {official[name]} is {tuple(state_dict[name].shape)}, the model's {tuple(expected[name].shape)}"
@@ -147,8 +151,7 @@ def load_strictly(model: torch.nn.Module, state_dict: dict[str, Tensor], report:
         if state_dict[name].shape != expected[name].shape
     ]
     if problems:
-        shown = "\n  ".join(problems[:MAX_KEYS_SHOWN])
-        raise ConversionError(f"{len(problems)} keys do not fit the model of this config:\n  {shown}")
+        raise ConversionError("\n  ".join([f"{len(problems)} keys do not fit the model of this config:", *problems]))
     model.load_state_dict(state_dict, strict=True, assign=True)
 
 
@@ -172,17 +175,19 @@ def convert(
         ConversionError: keys that do not fit, with the list. ValueError: anything else wrong with the input.
     """
     report = KeyReport()
+    if Path(output_directory).is_file():
+        raise ValueError(f"OUT_DIR must be a folder, {output_directory} is a file")
     weights = official_vision_weights(read_checkpoint(checkpoint_path), report)
     if label_rows is not None:
         slice_labels(weights, label_rows, report)
     config = infer_config(weights, choices or ConfigChoices(), report.notes)
     has_classifier = any(name.startswith("head.") for name in weights)
+    if not has_classifier:
+        weights = _without_classifier_parts(weights, report)
     state_dict = translate_weights(weights, report, has_classifier)
     if labels is not None:
         config = _with_labels(config, labels, has_classifier)
     model_class = FluxViTForVideoClassification if has_classifier else FluxViTModel
-    if not has_classifier:
-        report.notes.append("no classifier in the checkpoint: the result is a FluxViTModel")
     with torch.device("meta"):
         model = model_class(config)
     load_strictly(model, state_dict, report)
@@ -190,11 +195,22 @@ def convert(
     return report
 
 
+def _without_classifier_parts(weights: dict[str, Tensor], report: KeyReport) -> dict[str, Tensor]:
+    """Drops what only the task model has: the classifier's norm and the alignment decoders."""
+    report.notes.append("no classifier in the checkpoint: the result is a FluxViTModel")
+    parts = [name for name in weights if name.startswith(("fc_norm.", "final_clip_decoder_for_projs."))]
+    report.dropped.update(dict.fromkeys(parts, "part of the task model, and the checkpoint has no classifier"))
+    return {name: tensor for name, tensor in weights.items() if name not in parts}
+
+
 def _with_labels(config: FluxViTConfig, labels: list[str], has_classifier: bool) -> FluxViTConfig:
     if not has_classifier:
         raise ConversionError("labels were given, but the checkpoint has no classifier")
     if len(labels) != config.num_labels:
         raise ConversionError(f"{len(labels)} labels were given, but the classifier has {config.num_labels}")
+    repeated = sorted({label for label in labels if labels.count(label) > 1})
+    if repeated:
+        raise ConversionError(f"labels must differ, these are given more than once: {repeated}")
     fields = config.to_dict()
     fields.update(id2label=dict(enumerate(labels)), label2id={label: index for index, label in enumerate(labels)})
     return FluxViTConfig.from_dict(fields)

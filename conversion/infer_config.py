@@ -24,10 +24,14 @@ class ConfigChoices:
     token_budget: int | None = None
 
 
-# Trained position tables, by their number of grid rows: FluxViT-S and -B, InternVideo2 at 8 and at 4 frames.
+# Position tables of the published sizes, by their number of grid rows: FluxViT-S and -B; InternVideo2 at 4, 8 and
+# 16 frames.
 KNOWN_GRIDS = {
     math.prod(grid): grid
-    for grid in (*(size["position_embedding_grid"] for size in FLUXVIT_SIZES.values()), [8, 16, 16], [4, 16, 16])
+    for grid in (
+        *(size["position_embedding_grid"] for size in FLUXVIT_SIZES.values()),
+        *([frames, 16, 16] for frames in (4, 8, 16)),
+    )
 }
 PUBLISHED_FLUXVIT_CLIP = {"num_frames": 12, "image_size": 224}
 PUBLISHED_FLUXVIT_BUDGETS = [3072, 2048, 1024]
@@ -37,7 +41,7 @@ PUBLISHED_POOLING_HEADS = 16
 def infer_config(weights: dict[str, Tensor], choices: ConfigChoices, notes: list[str]) -> FluxViTConfig:
     """Builds the config of a checkpoint given by its bare official names.
 
-    `notes` gains a line for every value that neither a shape nor a choice gave.
+    `notes` gains a line for each guess: a value that neither a shape nor a choice nor a published size gave.
 
     Raises:
         ValueError: tensors the config is read from are missing, or a choice is needed or impossible; the message names
@@ -46,12 +50,12 @@ def infer_config(weights: dict[str, Tensor], choices: ConfigChoices, notes: list
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     fields = _fields_from_shapes(shapes)
     fields["num_attention_heads"] = _attention_heads(fields, choices)
-    fields["num_pooling_heads"] = choices.num_pooling_heads or PUBLISHED_POOLING_HEADS
+    fields["num_pooling_heads"] = _either(choices.num_pooling_heads, PUBLISHED_POOLING_HEADS)
     if choices.num_pooling_heads is None and not _is_published_width(fields):
         notes.append(f"assumed {PUBLISHED_POOLING_HEADS} pooling heads, as all published sizes have")
     if choices.hidden_act is not None:
         fields["hidden_act"] = choices.hidden_act
-    grid = _position_grid(shapes["pos_embed"][1] - 1, choices)
+    grid = _position_grid(shapes["pos_embed"][1] - 1, choices, published=_published_heads(fields) is not None)
     fields["position_embedding_grid"] = grid
     fields.update(_default_clip(fields, grid, choices))
     fields.update(_budgets(fields, _number_of_heads(shapes), choices, notes))
@@ -91,6 +95,11 @@ def _fields_from_shapes(shapes: dict[str, tuple[int, ...]]) -> dict:
     return fields
 
 
+def _either(choice: int | None, otherwise: int | None) -> int | None:
+    """The user's choice, also where it is 0 and will be refused."""
+    return otherwise if choice is None else choice
+
+
 def _is_pooling_output(name: str) -> bool:
     return re.fullmatch(r"clip_projector\.(0\.)?cross_attn\.proj\.weight", name) is not None
 
@@ -112,7 +121,7 @@ def _is_published_width(fields: dict) -> bool:
 
 
 def _attention_heads(fields: dict, choices: ConfigChoices) -> int:
-    heads = choices.num_attention_heads or _published_heads(fields)
+    heads = _either(choices.num_attention_heads, _published_heads(fields))
     if heads is None:
         raise ValueError(
             f"a model {fields['hidden_size']} wide with {fields['num_hidden_layers']} layers is no published size, "
@@ -121,8 +130,8 @@ def _attention_heads(fields: dict, choices: ConfigChoices) -> int:
     return heads
 
 
-def _position_grid(patches: int, choices: ConfigChoices) -> list[int]:
-    if choices.position_frames is None and patches in KNOWN_GRIDS:
+def _position_grid(patches: int, choices: ConfigChoices, published: bool) -> list[int]:
+    if choices.position_frames is None and published and patches in KNOWN_GRIDS:
         return list(KNOWN_GRIDS[patches])
     candidates = {frames: math.isqrt(patches // frames) for frames in range(1, patches + 1) if patches % frames == 0}
     squares = {frames: side for frames, side in candidates.items() if side * side * frames == patches}
@@ -143,7 +152,7 @@ def _default_clip(fields: dict, grid: list[int], choices: ConfigChoices) -> dict
     frames, side = grid[0] * fields["tubelet_size"], grid[1] * fields["patch_size"]
     if published:
         frames, side = PUBLISHED_FLUXVIT_CLIP["num_frames"], PUBLISHED_FLUXVIT_CLIP["image_size"]
-    return {"num_frames": choices.num_frames or frames, "image_size": choices.image_size or side}
+    return {"num_frames": _either(choices.num_frames, frames), "image_size": _either(choices.image_size, side)}
 
 
 def _budgets(fields: dict, heads: int, choices: ConfigChoices, notes: list[str]) -> dict:
@@ -161,5 +170,5 @@ def _budgets(fields: dict, heads: int, choices: ConfigChoices, notes: list[str])
     if len(budgets) != heads:
         raise ValueError(f"the checkpoint has {heads} heads, but --token-budgets gives {len(budgets)}: {budgets}")
     # The middle one, as the paper's default of 2048 between 3072 and 1024.
-    default = choices.token_budget or budgets[(len(budgets) - 1) // 2]
+    default = _either(choices.token_budget, budgets[(len(budgets) - 1) // 2])
     return {"token_budgets": list(budgets), "token_budget": default}

@@ -1,6 +1,7 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
 """FluxViT configuration: the sizes as data, every field checked at construction."""
 
+import math
 import os
 import shutil
 from pathlib import Path
@@ -75,6 +76,11 @@ def save_hub_files(save_directory: str | os.PathLike) -> None:
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         shutil.copyfile(source, temporary)
         os.replace(temporary, target)
+
+
+def forget_hub_files(timestamps: dict[str, float]) -> dict[str, float]:
+    """The times of a folder's files without its source files, so that a push counts these as new and uploads them."""
+    return {name: time for name, time in timestamps.items() if not name.endswith(".py")}
 
 
 @strict
@@ -155,12 +161,13 @@ class FluxViTConfig(PreTrainedConfig):
             self.image_size = list(self.image_size)
         # JSON makes strings of the budgets.
         if self.token_plan is not None:
-            self.token_plan = {_as_budget(budget): list(clip) for budget, clip in self.token_plan.items()}
+            self.token_plan = {_as_budget(budget): _as_clip(budget, clip) for budget, clip in self.token_plan.items()}
         # Called here although the library calls every `validate_*` later: it would wrap the ValueError in another type.
         self.validate_fluxvit()
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         super().__post_init__(**kwargs)
         self.validate_problem_type()
+        _require(self.num_labels >= 1, "num_labels", self.num_labels, "at least 1")
 
     @classmethod
     def small(cls, **overrides) -> "FluxViTConfig":
@@ -196,6 +203,9 @@ class FluxViTConfig(PreTrainedConfig):
             save_hub_files(save_directory)
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
+    def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:
+        return forget_hub_files(super()._get_files_timestamps(working_dir))
+
     def to_dict(self) -> dict:
         """The fields as a dict; `auto_map` always points at the files saved beside the config."""
         return {**super().to_dict(), "auto_map": dict(AUTO_MAP)}
@@ -226,7 +236,8 @@ class FluxViTConfig(PreTrainedConfig):
         )
         sides = [self.image_size] if isinstance(self.image_size, int) else self.image_size
         _require(
-            len(sides) in (1, 2) and all(_is_count(n) and n % self.patch_size == 0 for n in sides),
+            len(sides) == (1 if isinstance(self.image_size, int) else 2)
+            and all(_is_count(n) and n % self.patch_size == 0 for n in sides),
             "image_size",
             self.image_size,
             f"one side, or height and width, each a multiple of patch_size={self.patch_size}",
@@ -242,6 +253,8 @@ class FluxViTConfig(PreTrainedConfig):
     def _validate_rates(self) -> None:
         for name in ("drop_path_rate", "attention_dropout", "classifier_dropout"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
+        scale = self.layer_scale_init_value
+        _require(math.isfinite(scale), "layer_scale_init_value", scale, "a finite number")
         for name in ("rms_norm_eps", "layer_norm_eps", "initializer_range"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
 
@@ -282,12 +295,17 @@ def _is_count(value) -> bool:
 
 
 def _as_budget(key) -> int:
-    try:
+    if isinstance(key, str) and key.isdigit():
         return int(key)
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"token_plan must map budgets (whole numbers) to [num_frames, size], got key {key!r}"
-        ) from None
+    if not _is_count(key):
+        raise ValueError(f"token_plan must map budgets (whole numbers) to [num_frames, size], got key {key!r}")
+    return key
+
+
+def _as_clip(budget, clip) -> list[int]:
+    if not isinstance(clip, (list, tuple)):
+        raise ValueError(f"token_plan must map budgets to [num_frames, size], got {budget!r}: {clip!r}")
+    return list(clip)
 
 
 def _require(holds: bool, field: str, value, allowed: str) -> None:

@@ -7,6 +7,7 @@ P projection width. Facts about the method come from the paper (ICCV 2025) and t
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_fluxvit import FluxViTConfig
-from .token_selection import select_tokens
+from .token_selection import as_count, select_tokens
 
 
 @dataclass
@@ -148,7 +149,8 @@ class FluxViTPatchEmbeddings(nn.Module):
             ValueError: the clip has another rank or channel count, or sides that are not whole patches.
         """
         self._check(pixel_values_videos)
-        with torch.autocast(pixel_values_videos.device.type, enabled=False):
+        device = pixel_values_videos.device.type
+        with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
             patches = self.patchify(pixel_values_videos.float())
             return self.norm(self.projection(self.norm_before(patches)))
 
@@ -194,6 +196,11 @@ def sincos_position_table(grid: list[int], hidden_size: int) -> Tensor:
     return torch.from_numpy(table).float()[None]
 
 
+def _is_capturing(tensor: Tensor) -> bool:
+    """Whether a CUDA graph is being recorded, during which no value may be looked at."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 class FluxViTPositionEmbeddings(nn.Module):
     """Learnable position table with the global position encoding, resized to the grid of the clip at hand."""
 
@@ -203,32 +210,26 @@ class FluxViTPositionEmbeddings(nn.Module):
         frames, rows, columns = self.grid
         self.table = nn.Parameter(torch.zeros(1, 1 + frames * rows * columns, config.hidden_size))
         self.global_position_encoding = FluxViTAffine(config.hidden_size) if config.use_glpe else nn.Identity()
-        self._cached: tuple[tuple, Tensor] | None = None
-
-    def train(self, mode: bool = True) -> "FluxViTPositionEmbeddings":
-        self._cached = None
-        return super().train(mode)
+        self._cached: tuple[tuple, list[Tensor], Tensor] | None = None
 
     def forward(self, frames: int, rows: int, columns: int) -> Tensor:
         """(1, 1 + frames * rows * columns, D): the class token's row as it is, then the grid's rows.
 
-        Reused from the last call while no weight of it changed, when no gradient is wanted.
+        The last result is used again, when no gradient is wanted, for the same grid and the same weights. They are
+        compared by value, which costs a tenth of interpolating: versions and pointers miss writes through `.data`.
         """
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or self.training:
-            return self._interpolate(frames, rows, columns)
-        key = self._cache_key(frames, rows, columns)
-        if key is None:
-            return self._interpolate(frames, rows, columns)
-        if self._cached is None or self._cached[0] != key:
-            self._cached = (key, self._interpolate(frames, rows, columns))
-        return self._cached[1]
-
-    def _cache_key(self, *grid: int) -> tuple | None:
         weights = list(self.parameters())
-        if any(type(weight) is not nn.Parameter or weight.is_inference() or weight.is_meta for weight in weights):
-            return None  # offloaded, sharded, fake or inference tensors have no pointer or version to see a change by
-        autocast = torch.is_autocast_enabled(self.table.device.type)
-        return grid, autocast, tuple((w.data_ptr(), w._version, w.dtype, w.device) for w in weights)
+        # sharded, fake and meta tensors have no values to compare at hand
+        plain = all(type(weight) is nn.Parameter and not weight.is_meta for weight in weights)
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or not plain or _is_capturing(self.table):
+            return self._interpolate(frames, rows, columns)
+        key = (frames, rows, columns, self.table.dtype, self.table.device)
+        cached = self._cached  # read once: threads may share the model
+        if cached is not None and cached[0] == key and all(map(torch.equal, cached[1], weights)):
+            return cached[2]
+        table = self._interpolate(frames, rows, columns)
+        self._cached = (key, [weight.detach().clone() for weight in weights], table)
+        return table
 
     def _interpolate(self, frames: int, rows: int, columns: int) -> Tensor:
         cls_row, grid_rows = self.table[:, :1], self.global_position_encoding(self.table[:, 1:])
@@ -266,7 +267,8 @@ class FluxViTEmbeddings(nn.Module):
         patches = self.patch_embeddings(pixel_values_videos)
         batch, frames, _, width = patches.shape
         rows, columns = (side // self.config.patch_size for side in pixel_values_videos.shape[-2:])
-        if keep_indices is None:
+        selected = keep_indices is None
+        if selected:
             keep_indices = select_tokens(
                 patches, token_budget, self.config.token_selection, self.config.num_token_groups
             )
@@ -274,20 +276,28 @@ class FluxViTEmbeddings(nn.Module):
             _check_keep_indices(keep_indices, batch, frames * rows * columns)
         positions = self.position_embeddings(frames, rows, columns)
         tokens = patches.flatten(1, 2).to(self.cls_token.dtype)
-        if keep_indices.shape[1] != tokens.shape[1]:
+        if selected and keep_indices.shape[1] == tokens.shape[1]:  # all of them, in order
+            tokens = tokens + positions[:, 1:]
+        else:
             tokens = tokens.gather(1, keep_indices[..., None].expand(-1, -1, width))
             tokens = tokens + positions[0, 1:][keep_indices]
-        else:
-            tokens = tokens + positions[:, 1:]
         cls_token = (self.cls_token + positions[:, :1]).expand(batch, -1, -1)
         return torch.cat([cls_token, tokens], dim=1), keep_indices
 
 
 def _check_keep_indices(keep_indices: Tensor, batch: int, num_patches: int) -> None:
+    if not isinstance(keep_indices, Tensor) or keep_indices.dtype not in (torch.int64, torch.int32):
+        kind = keep_indices.dtype if isinstance(keep_indices, Tensor) else type(keep_indices).__name__
+        raise ValueError(f"keep_indices must be a tensor of int64 indices, got {kind}")
     if keep_indices.ndim != 2 or keep_indices.shape[0] != batch or not 1 <= keep_indices.shape[1] <= num_patches:
         raise ValueError(
             f"keep_indices must be (batch={batch}, kept tokens between 1 and {num_patches}), "
             f"got shape {tuple(keep_indices.shape)}"
+        )
+    can_look = keep_indices.device.type == "cpu" and not torch.compiler.is_compiling()  # a GPU would stall
+    if can_look and (keep_indices.min() < 0 or keep_indices.max() >= num_patches):
+        raise ValueError(
+            f"keep_indices must lie in [0, {num_patches}), got {keep_indices.min()} to {keep_indices.max()}"
         )
 
 
@@ -562,9 +572,9 @@ class FluxViTModel(FluxViTPreTrainedModel):
                 if abs(budget - kept_tokens) < abs(budgets[nearest] - kept_tokens):
                     nearest = index
             return nearest
-        if isinstance(head, bool) or not isinstance(head, int) or not 0 <= head < len(budgets):
+        if isinstance(head, bool) or not isinstance(head, (int, np.integer)) or not 0 <= head < len(budgets):
             raise ValueError(f"head must be an index from 0 to {len(budgets) - 1} into token_budgets, got {head!r}")
-        return head
+        return int(head)
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -601,10 +611,7 @@ class FluxViTModel(FluxViTPreTrainedModel):
         (torch.Size([1, 129, 384]), torch.Size([1, 768]), torch.Size([1, 128]))
         ```
         """
-        if token_budget is None:
-            token_budget = self.config.token_budget
-        elif token_budget < 1:
-            raise ValueError(f"token_budget must be at least 1, got {token_budget}")
+        token_budget = self.config.token_budget if token_budget is None else as_count("token_budget", token_budget)
         hidden_states, keep_indices = self.embeddings(pixel_values_videos, token_budget, keep_indices)
         head = self.resolve_head(keep_indices.shape[1], head)
         hidden_states = self.encoder(hidden_states, **kwargs)

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import VideoClassificationPipeline
+
+from .token_selection import as_count
+from .video_processing_fluxvit import is_frame_list
 
 
 DEFAULT_DECODE_THREADS = 2
@@ -42,11 +44,11 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
         function_to_apply: str | None = None,
     ) -> tuple[dict, dict, dict]:
         counts = {"num_frames": num_frames, "num_clips": num_clips, "num_crops": num_crops}
-        for name, value in {**counts, "top_k": top_k, "token_budget": token_budget}.items():
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        preprocess = {name: value for name, value in {**counts, "size": size}.items() if value is not None}
-        forward = {} if token_budget is None else {"token_budget": token_budget}
+        preprocess = {name: as_count(name, value) for name, value in counts.items() if value is not None}
+        if size is not None:
+            preprocess["size"] = size
+        forward = {} if token_budget is None else {"token_budget": as_count("token_budget", token_budget)}
+        top_k = None if top_k is None else as_count("top_k", top_k)
         _, _, postprocess = super()._sanitize_parameters(top_k=top_k, function_to_apply=function_to_apply)
         return preprocess, forward, postprocess
 
@@ -72,8 +74,8 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
         Raises:
             ValueError: an argument out of range; `VideoDecodeError`, one of these, for a video that cannot be decoded.
         """
-        if _is_frame_list(inputs):
-            inputs = np.stack([np.asarray(frame) for frame in inputs])
+        if is_frame_list(inputs):
+            inputs = tuple(inputs)  # one video: the base class takes a list for several inputs, a tuple for one
         elif isinstance(inputs, tuple) or getattr(inputs, "ndim", None) == 5:
             inputs = list(inputs)
         if isinstance(inputs, list) and not inputs:
@@ -89,8 +91,6 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
         """Decodes, samples and transforms one video into its views, (V, T, 3, H, W)."""
         if num_frames is None:
             num_frames = getattr(self.video_processor, "num_frames", None) or self.model.config.num_frames
-        if _is_frame_list(video):
-            video = np.stack([np.asarray(frame) for frame in video])
         return self.video_processor(
             video, num_frames=num_frames, do_sample_frames=True, return_tensors="pt", **views
         ).to(self.dtype)
@@ -150,15 +150,6 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _is_frame_list(video: Any) -> bool:
-    """Whether a list holds the frames of one video rather than several videos."""
-    if not isinstance(video, (list, tuple)) or len(video) == 0:
-        return False
-    first = video[0]
-    is_image = hasattr(first, "convert") and hasattr(first, "getbands")  # PIL
-    return is_image or getattr(first, "ndim", None) == 3
 
 
 def _batches_of_one_shape(

@@ -9,8 +9,23 @@ are float32 whatever the dtype of the features, because in bfloat16 most of them
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
+
+
+def as_count(name: str, value: int) -> int:
+    """`value` as an int of at least 1.
+
+    Raises:
+        ValueError: it is smaller, or no whole number.
+    """
+    if isinstance(value, np.integer):
+        value = int(value)
+    # SymInt: a size that varies between calls of an exported program
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    return value
 
 
 def resolve_token_groups(num_frames: int, num_groups: int = 4) -> int:
@@ -83,7 +98,10 @@ def group_dynamic(features: Tensor, num_tokens: int, num_groups: int = 4) -> Ten
 
 
 def group_dynamic_official(features: Tensor, num_tokens: int, num_groups: int = 4) -> Tensor:
-    """`group_dynamic` with the official code's rounding: each group keeps int(share), so a few tokens fewer than K."""
+    """`group_dynamic` with the official code's rounding: each group keeps int(share), so a few tokens fewer than K.
+
+    Each group keeps at least one token, where the official code would keep none.
+    """
     groups = resolve_token_groups(features.shape[1], num_groups)
     return _dynamic(features, num_tokens, groups, norm=2.0, official_rounding=True)
 
@@ -149,10 +167,9 @@ def select_tokens(
         raise ValueError(f"features must be (batch, frames, patches, width), got shape {tuple(features.shape)}")
     if method not in TOKEN_SELECTORS:
         raise ValueError(f"method must be one of {list(TOKEN_SELECTORS)}, got {method!r}")
-    if token_budget is not None and token_budget < 1:
-        raise ValueError(f"token_budget must be at least 1, got {token_budget}")
-    if num_groups < 1:
-        raise ValueError(f"num_groups must be at least 1, got {num_groups}")
+    if token_budget is not None:
+        token_budget = as_count("token_budget", token_budget)
+    num_groups = as_count("num_groups", num_groups)
     batch, frames, patches, _ = features.shape
     if token_budget is None or token_budget >= frames * patches:
         return torch.arange(frames * patches, device=features.device).expand(batch, frames * patches)

@@ -34,7 +34,7 @@ from transformers.utils import logging
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
-from .configuration_fluxvit import AUTO_MAP, save_hub_files
+from .configuration_fluxvit import AUTO_MAP, forget_hub_files, save_hub_files
 
 
 logger = logging.get_logger(__name__)
@@ -756,7 +756,7 @@ class FluxViTVideoProcessor(BaseVideoProcessor):
     model_input_names = ["pixel_values_videos"]
 
     def __init__(self, **kwargs: Unpack[FluxViTVideoProcessorKwargs]):
-        super().__init__(**_with_matching_crop(kwargs))
+        super().__init__(**_with_matching_crop(_with_checked_counts(kwargs)))
 
     @classmethod
     def from_dict(cls, video_processor_dict: dict[str, Any], **kwargs):
@@ -774,6 +774,9 @@ class FluxViTVideoProcessor(BaseVideoProcessor):
             os.makedirs(save_directory, exist_ok=True)
             save_hub_files(save_directory)
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:
+        return forget_hub_files(super()._get_files_timestamps(working_dir))
 
     def sample_frames(
         self,
@@ -853,9 +856,7 @@ class FluxViTVideoProcessor(BaseVideoProcessor):
 
     def _call_options(self, call: dict[str, Any]) -> dict[str, Any]:
         """The settings of one call: what it gives, then the processor's own; sizes as dicts."""
-        for name in ("num_frames", "num_clips", "num_crops", "patch_size"):
-            if call.get(name) is not None:
-                _check_count(name, call[name])
+        call = _with_checked_counts(call)
         if call.get("num_frames") is not None and call.get("fps") is not None:
             raise ValueError(f"`num_frames` and `fps` exclude each other, got {call['num_frames']} and {call['fps']}")
         validate_typed_dict(self.valid_kwargs, call)
@@ -959,6 +960,15 @@ def _size_dict(name: str, size: Any) -> dict[str, int]:
     for key, value in size.items():
         _check_count(f"{name}[{key!r}]", value)
     return size
+
+
+def _with_checked_counts(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with their counts as plain ints; raises ValueError for one below 1 or not whole."""
+    counts = ("num_frames", "num_clips", "num_crops", "patch_size")
+    given = {name: settings[name] for name in counts if settings.get(name) is not None}
+    for name, value in given.items():
+        _check_count(name, value)
+    return {**settings, **{name: int(value) for name, value in given.items()}}
 
 
 def _with_matching_crop(settings: dict[str, Any]) -> dict[str, Any]:
@@ -1071,6 +1081,11 @@ def _is_frame(frame: Any) -> bool:
     return isinstance(frame, PIL.Image.Image) or (_is_array(frame) and frame.ndim in (2, 3))
 
 
+def is_frame_list(video: Any) -> bool:
+    """Whether a list or tuple holds the frames of one video (images or arrays of 2 or 3 dimensions), not videos."""
+    return isinstance(video, (list, tuple)) and len(video) > 0 and all(_is_frame(item) for item in video)
+
+
 def _flatten_videos(videos: Any) -> list[Any]:
     """The videos of a batch, however nested: sources, 4-D arrays, or lists of frames."""
     if isinstance(videos, PIL.Image.Image):
@@ -1089,7 +1104,7 @@ def _flatten_videos(videos: Any) -> list[Any]:
         raise ValueError(f"a video must be a file, frames or a list of them, got {type(videos).__name__}")
     if len(videos) == 0:
         raise ValueError("no video given: the list is empty")
-    if all(_is_frame(item) for item in videos):
+    if is_frame_list(videos):
         return [videos]
     return [video for item in videos for video in _flatten_videos(item)]
 

@@ -41,6 +41,10 @@ def test_python_blocks_do_what_their_comments_say(tmp_path, monkeypatch):
     assert checked >= 6
 
 
+def test_no_placeholder_is_left():
+    assert not re.findall(r"^[A-Z]+_[A-Z]+$", README.read_text(), flags=re.MULTILINE)
+
+
 def test_budget_table_is_what_flops_returns():
     rows = re.findall(r"^\| (\d+) \| ([\d.]+) \| ([\d.]+) \|", README.read_text(), flags=re.MULTILINE)
     assert [int(budget) for budget, _, _ in rows] == [3072, 2048, 1024, 512]

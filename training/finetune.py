@@ -161,10 +161,14 @@ def build_model(
         known = FluxViTConfig.from_pretrained(args.model_name_or_path).id2label
         if set(known.values()) == set(labels):
             labels = [known[index] for index in range(len(known))]  # its classifier's order
-        # Classifiers for another number of labels do not fit and start anew.
+        # Classifiers for another number of labels do not fit and start anew; so must those for other labels.
         model = FluxViTForVideoClassification.from_pretrained(
             args.model_name_or_path, ignore_mismatched_sizes=True, **fields, **_label_fields(labels)
         )
+        if set(known.values()) != set(labels):
+            for classifier in model.classifiers:
+                nn.init.trunc_normal_(classifier.weight, std=model.config.initializer_range)
+                nn.init.zeros_(classifier.bias)
     else:
         if args.token_budgets:
             budgets = sorted(set(args.token_budgets), reverse=True)

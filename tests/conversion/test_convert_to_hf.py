@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -174,6 +175,70 @@ def test_bfloat16_checkpoints_stay_bfloat16(fluxvit_weights, tmp_path):
     assert AutoModelForVideoClassification.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
 
 
+def test_mixed_dtypes_become_float32(fluxvit_weights, expected_logits, tmp_path):
+    mixed = {n: t if t.ndim == 1 else t.bfloat16() for n, t in fluxvit_weights.items()}
+    torch.save({"module": mixed}, tmp_path / "mixed.pth")
+    report = convert(tmp_path / "mixed.pth", tmp_path / "out", TINY)
+    assert any("torch.bfloat16, torch.float32" in note for note in report.notes)
+    model = AutoModelForVideoClassification.from_pretrained(tmp_path / "out").eval()
+    assert model.dtype == torch.float32
+    with torch.no_grad():
+        torch.testing.assert_close(model(clip(), token_budget=40).logits, expected_logits, atol=0.2, rtol=0.2)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        lambda weights: {"model": weights, "max_accuracy": np.float64(81.2), "best": np.int64(3)},
+        lambda weights: {"model": weights, "args": argparse.Namespace(frames=range(6, 26, 2))},
+        lambda weights: {"model": {"name": "fluxvit_small"}, "module": weights},
+        lambda weights: {"model": {"module": weights}},
+        lambda weights: {"state_dict": weights, "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}}},
+    ],
+)
+def test_training_state_beside_the_weights(fluxvit_weights, tmp_path, content):
+    torch.save(content(fluxvit_weights), tmp_path / "state.pth")
+    assert len(convert(tmp_path / "state.pth", tmp_path / "out", TINY).converted) == 111
+
+
+def test_a_position_table_is_known_by_its_rows_only_in_published_sizes():
+    def weights(width: int, rows: int) -> dict[str, torch.Tensor]:
+        shapes = official_shapes(width, 12, rows, labels=5)
+        return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+    for rows, grid in ((1024, [4, 16, 16]), (2048, [8, 16, 16]), (4096, [16, 16, 16]), (7776, [24, 18, 18])):
+        assert infer_config(weights(384, rows), ConfigChoices(), []).position_embedding_grid == grid
+    with pytest.raises(ValueError, match="--position-frames"):
+        infer_config(weights(96, 1024), ConfigChoices(num_attention_heads=3), [])
+    choices = ConfigChoices(num_attention_heads=3, position_frames=16)
+    assert infer_config(weights(96, 1024), choices, []).position_embedding_grid == [16, 8, 8]
+
+
+@pytest.mark.parametrize(
+    "flag", ["num-attention-heads", "num-pooling-heads", "position-frames", "num-frames", "image-size", "token-budget"]
+)
+def test_zero_is_no_choice(tmp_path, flag, capsys):
+    flags = [*TINY_FLAGS, f"--{flag}", "0"]
+    assert main([str(GOLDEN / "fluxvit_tiny_checkpoint.pth"), str(tmp_path / "out"), *flags]) == 1
+    assert "0" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_fluxvit_without_classifier(fluxvit_weights, tmp_path):
+    weights = {name: tensor for name, tensor in fluxvit_weights.items() if not name.startswith("head.")}
+    torch.save({"module": weights}, tmp_path / "pretrained.pth")
+    report = convert(tmp_path / "pretrained.pth", tmp_path / "out", TINY)
+    assert len(report.dropped) == 10  # two alignment decoders and the classifier's norm
+    assert type(AutoModel.from_pretrained(tmp_path / "out")) is FluxViTModel
+
+
+def test_output_that_is_a_file(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ValueError, match="OUT_DIR must be a folder"):
+        convert(GOLDEN / "fluxvit_tiny_checkpoint.pth", tmp_path / "out", TINY)
+    assert (tmp_path / "out").read_text() == "mine"
+
+
 def test_internvideo2_pretraining_parts_are_dropped_by_name(internvideo2_weights, tmp_path):
     extra = {
         "clip_pos_embed": torch.zeros(1, 129, 48),
@@ -324,6 +389,7 @@ def test_choices_that_are_needed_or_impossible(fluxvit_weights, tmp_path):
 
 def test_labels_that_do_not_fit(fluxvit_weights, tmp_path):
     refuse(fluxvit_weights, tmp_path, "2 labels.*7", error=ConversionError, labels=["a", "b"])
+    refuse(fluxvit_weights, tmp_path, r"more than once: \['a'\]", error=ConversionError, labels=list("abacdef"))
     refuse(fluxvit_weights, tmp_path, r"\[7\].*7", error=ConversionError, label_rows=[0, 7])
     refuse(fluxvit_weights, tmp_path, r"\[-1\].*7", error=ConversionError, label_rows=[-1])
 

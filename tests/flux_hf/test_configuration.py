@@ -73,6 +73,11 @@ def test_save_writes_the_hub_files_and_names_all_auto_classes(tmp_path):
         ("image_size", 225),
         ("image_size", [224, 225]),
         ("image_size", [224, 224, 224]),
+        ("image_size", [224]),
+        ("num_labels", 0),
+        ("layer_scale_init_value", float("nan")),
+        ("token_plan", {1024: 12}),
+        ("token_plan", {1024.5: [12, 224]}),
         ("num_frames", 0),
         ("position_embedding_grid", [24, 18]),
         ("position_embedding_grid", [24, 18, 0]),
@@ -107,3 +112,10 @@ def test_values_that_cannot_work_name_field_and_value(field, value):
 def test_frames_must_be_whole_tubelets():
     with pytest.raises(ValueError, match="num_frames.*tubelet_size=2"):
         FluxViTConfig(num_frames=9, tubelet_size=2)
+
+
+def test_a_push_uploads_the_source_files(tmp_path):
+    config = FluxViTConfig()
+    config.save_pretrained(tmp_path)
+    # transformers uploads what is newer than these times, or not among them
+    assert set(config._get_files_timestamps(tmp_path)) == {"config.json"}

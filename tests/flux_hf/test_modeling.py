@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -145,6 +146,8 @@ def test_keep_indices_may_be_given():
     assert torch.equal(model(video, keep_indices=other).keep_indices, other)
     permuted = selected.keep_indices.flip(1)  # as many as there are tokens, in another order, is not "all in order"
     everything = torch.arange(128).flip(0).expand(2, 128)
+    backwards = model(video, keep_indices=everything).last_hidden_state[:, 1:].flip(1)
+    torch.testing.assert_close(backwards, model(video, token_budget=128).last_hidden_state[:, 1:])
     torch.testing.assert_close(model(video, keep_indices=permuted).logits, selected.logits)
     torch.testing.assert_close(
         model(video, keep_indices=everything).logits, model(video, token_budget=128, head=0).logits
@@ -156,6 +159,9 @@ def test_keep_indices_may_be_given():
     [
         ((1, 8, 3, 56, 56), {"token_budget": 0}, "token_budget.*0"),
         ((1, 8, 3, 56, 56), {"token_budget": -3}, "token_budget.*-3"),
+        ((1, 8, 3, 56, 56), {"token_budget": True}, "token_budget.*True"),
+        ((1, 8, 3, 56, 56), {"token_budget": 20.0}, r"token_budget.*20\.0"),
+        ((1, 8, 3, 56, 56), {"token_budget": "20"}, "token_budget.*'20'"),
         ((1, 8, 3, 57, 56), {}, "multiples of 14.*57x56"),
         ((1, 8, 3, 56, 60), {}, "multiples of 14.*56x60"),
         ((1, 8, 3, 0, 56), {}, "multiples of 14"),
@@ -167,11 +173,31 @@ def test_keep_indices_may_be_given():
         ((1, 8, 3, 56, 56), {"head": -1}, "head.*-1"),
         ((1, 8, 3, 56, 56), {"keep_indices": torch.zeros(2, 4, dtype=torch.long)}, "keep_indices"),
         ((1, 8, 3, 56, 56), {"keep_indices": torch.zeros(1, 0, dtype=torch.long)}, "keep_indices"),
+        ((1, 8, 3, 56, 56), {"keep_indices": torch.zeros(1, 4)}, "keep_indices.*float32"),
+        ((1, 8, 3, 56, 56), {"keep_indices": [[0, 1]]}, "keep_indices.*list"),
+        ((1, 8, 3, 56, 56), {"keep_indices": torch.tensor([[0, 128]])}, r"keep_indices.*\[0, 128\), got 0 to 128"),
+        ((1, 8, 3, 56, 56), {"keep_indices": torch.tensor([[-1, 3]])}, "keep_indices.*got -1 to 3"),
     ],
 )
 def test_errors_name_what_is_wrong(shape, arguments, message):
     with pytest.raises(ValueError, match=message):
         tiny_model()(torch.zeros(shape), **arguments)
+
+
+@torch.no_grad()
+def test_numpy_integers_are_whole_numbers():
+    model, video = tiny_model(), clip(1, 8, 3, 56, 56)
+    expected = model(video, token_budget=20, head=1)
+    outputs = model(video, token_budget=np.int64(20), head=np.int32(1))
+    torch.testing.assert_close(outputs.logits, expected.logits)
+
+
+def test_shapes_without_computing():
+    with torch.device("meta"):
+        model = FluxViTForVideoClassification(FluxViTConfig.base(num_labels=400))
+        outputs = model(torch.empty(2, 12, 3, 224, 224), token_budget=1024)
+    assert outputs.logits.shape == (2, 400)
+    assert outputs.last_hidden_state.shape == (2, 1025, 768)
 
 
 def test_frames_must_be_whole_tubelets():
@@ -250,7 +276,6 @@ def test_every_used_parameter_learns():
 @torch.no_grad()
 def test_half_precision_keeps_the_same_tokens(dtype):
     model, video = tiny_model(), clip(2, 8, 3, 56, 56)
-    expected = model(video)
     # The same weights on both sides of the comparison: only arithmetic may differ.
     rounded = tiny_model()
     rounded.load_state_dict({name: tensor.to(dtype).float() for name, tensor in model.state_dict().items()})
@@ -311,6 +336,8 @@ def test_position_table_is_reused_until_a_weight_changes():
         assert torch.allclose(positions(6, 5, 3)[:, 1:], 2 * first[:, 1:], atol=1e-6)
         positions.global_position_encoding.bias.add_(1)
         assert torch.allclose(positions(6, 5, 3)[:, 1:], 2 * first[:, 1:] + 1, atol=1e-5)
+        positions.table.data.add_(1)  # as weight averaging is often written; no version counter sees it
+        assert torch.allclose(positions(6, 5, 3)[:, 1:], 2 * first[:, 1:] + 2, atol=1e-5)
         state = {name: tensor * 0 for name, tensor in positions.state_dict().items()}
         positions.load_state_dict(state)
         assert positions(6, 5, 3).abs().max() == 0

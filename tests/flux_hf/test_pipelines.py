@@ -112,6 +112,7 @@ def test_budget_and_views(classify, model, processor, clips, views, token_budget
 def test_batches_keep_order_and_scores(classify, model, processor, clips, batch_size):
     results = classify(clips, batch_size=batch_size, token_budget=30, num_clips=2, top_k=3)
     assert len(results) == len(clips)
+    assert classify(clips[0], token_budget=np.int64(30), num_frames=np.int32(8)) == classify(clips[0], token_budget=30)
     for clip, result in zip(clips, results, strict=True):
         assert_scores(result, expected_scores(model, processor, clip, 30, num_clips=2), 3)
 
@@ -138,14 +139,24 @@ def test_every_kind_of_input(classify, model, processor, clips):
         "images": [Image.fromarray(frame) for frame in _channels_last(array)],
         "tuple of images": tuple(Image.fromarray(frame) for frame in _channels_last(array)),
     }
-    for name, video in videos.items():
-        assert_scores(classify(video), expected), name
+    for video in videos.values():
+        assert_scores(classify(video), expected)
     with open(clips[0], "rb") as stream:
         assert_scores(classify(stream), expected)
     for result in classify([videos["array"], videos["path"], videos["images"]]):
         assert_scores(result, expected)
     for result in classify(np.stack([array, array])):
         assert_scores(result, expected)
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 10])
+def test_grey_and_palette_images_are_frames_of_one_video(classify, model, processor, count):
+    generator = np.random.default_rng(0)
+    grey = [Image.fromarray(generator.integers(0, 256, (80, 100), dtype=np.uint8)) for _ in range(count)]
+    expected = expected_scores(model, processor, [frame.convert("RGB") for frame in grey])
+    for frames in (grey, tuple(grey), [frame.convert("P") for frame in grey]):
+        assert_scores(classify(frames), expected)
+        assert_scores(classify([frames, frames])[1], expected)
 
 
 def _channels_last(array: np.ndarray) -> np.ndarray:

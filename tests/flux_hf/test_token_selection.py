@@ -140,6 +140,14 @@ def test_official_rounding_loses_the_tokens_the_official_code_loses(frames, size
     assert select_tokens(clip, budget, "group_dynamic").shape == (1, budget)
 
 
+@pytest.mark.parametrize(
+    ("frames", "patches", "budget"), [(2, 16, 16), (6, 10, 30), (8, 16, 64), (12, 12, 36), (4, 9, 9)]
+)
+def test_official_rounding_is_the_exact_selector_where_nothing_is_lost(frames, patches, budget):
+    clip = features(3, frames, patches)
+    assert torch.equal(select_tokens(clip, budget, "group_dynamic_official"), select_tokens(clip, budget))
+
+
 def test_scores_are_float32_for_half_precision_features():
     clip = features(2, 8, 30).bfloat16()
     assert frame_difference_scores(clip).dtype == torch.float32

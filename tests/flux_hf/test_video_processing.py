@@ -556,3 +556,10 @@ def test_pixels_are_the_same_on_a_gpu(processor):
     there = values(processor, video, device="cuda", num_crops=3)
     assert there.device.type == "cuda"
     torch.testing.assert_close(there.cpu(), values(processor, video, num_crops=3))
+
+
+@pytest.mark.parametrize("setting", [{"num_frames": 0}, {"num_clips": -1}, {"num_crops": 2.5}, {"patch_size": 0}])
+def test_a_processor_is_not_made_with_counts_that_cannot_work(setting):
+    (name, value), *_ = setting.items()
+    with pytest.raises(ValueError, match=f"{name}.*{value}"):
+        FluxViTVideoProcessor(**setting)
