@@ -104,6 +104,8 @@ _EQUAL_PIXEL_FORMATS = {"yuv420p", "yuvj420p"}
 # FFmpeg works around faults of early x264 builds, known by a note in the first packet alone. decord forgets that note
 # when it seeks.
 _OLD_ENCODER = 68
+# FFmpeg's AV_DISPOSITION_ATTACHED_PIC
+_COVER_PICTURE = 0x400
 # Decoded frames kept while counting a stream whose packets do not tell the number; above it the stream is read twice.
 _FRAME_CACHE_BYTES = 256 * 2**20
 
@@ -303,8 +305,8 @@ def _probe(av, name: str, data: bytes | None) -> _Stream:
 
 
 def _best_stream(name: str, container):
-    # a codec that this FFmpeg does not know has no context; 0x400 marks a cover picture
-    streams = [s for s in container.streams.video if s.codec_context and not int(getattr(s, "disposition", 0)) & 0x400]
+    # a codec that this FFmpeg does not know has no context
+    streams = [s for s in container.streams.video if s.codec_context and not s.disposition.value & _COVER_PICTURE]
     if not streams:
         raise VideoDecodeError(name, "it has no video stream that FFmpeg can decode")
     best = container.streams.best("video")
