@@ -313,12 +313,25 @@ def _best_stream(name: str, container):
     return best if best in streams else streams[0]
 
 
+def _packets(name: str, container, video) -> Iterator:
+    """The stream's packets. Raises VideoDecodeError where damage makes FFmpeg see a stream that PyAV has not listed."""
+    packets = container.demux(video)
+    while True:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            return
+        except IndexError as error:
+            raise VideoDecodeError(name, "a further stream appears midway, which PyAV cannot follow") from error
+        yield packet
+
+
 def _scan(av, name: str, container, video, seekable_format: bool) -> _Stream:
     """Reads every packet of the stream."""
     codec = video.codec_context.codec.name
     groups = _GroupChecker(codec, video.codec_context.extradata, "mov" in container.format.name)
     first, packets, discarded = None, 0, 0
-    for packet in container.demux(video):
+    for packet in _packets(name, container, video):
         if first is None:
             first = next(iter(_decode_packet(av, packet, strict=groups.has_keyframe)), None)
         if packet.size:
@@ -329,6 +342,9 @@ def _scan(av, name: str, container, video, seekable_format: bool) -> _Stream:
         raise VideoDecodeError(name, "no frame can be decoded")
     if not seekable_format:
         fault = f"the packets of {container.format.name} do not tell frames"
+    elif video.frames not in (0, packets):
+        # damage; decord reserves memory for that many, and dies if it is absurd
+        fault = "its header tells another number of frames"
     elif discarded:
         fault = "its edit list discards frames"  # decord counts them, and repeats the last frame in their place
     else:
@@ -469,7 +485,7 @@ def _sequential_frames(av, name: str, data: bytes | None, num_threads: int) -> I
             video.thread_type = "AUTO"
             video.codec_context.thread_count = num_threads
             has_keyframe = False
-            for packet in container.demux(video):
+            for packet in _packets(name, container, video):
                 for frame in _decode_packet(av, packet, strict=has_keyframe):
                     if frame.is_corrupt:
                         raise VideoDecodeError(name, f"the frame at {frame.time} s is damaged")
@@ -535,7 +551,7 @@ def _frames_of_groups(
             context.thread_count = num_threads
             if only_check:
                 context.options = {"skip_loop_filter": "all", "skip_idct": "all"}
-            for packet in container.demux(video):
+            for packet in _packets(name, container, video):
                 frames = []
                 if packet.size:
                     position += 1
