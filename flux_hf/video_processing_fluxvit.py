@@ -35,6 +35,7 @@ from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
 from .configuration_fluxvit import AUTO_MAP, forget_hub_files, save_hub_files
+from .token_selection import as_count
 
 
 logger = logging.get_logger(__name__)
@@ -69,16 +70,11 @@ def sample_frame_indices(total_frames: int, num_frames: int, num_clips: int = 1)
         ValueError: an argument is below 1 or not an integer.
     """
     for name, value in (("total_frames", total_frames), ("num_frames", num_frames), ("num_clips", num_clips)):
-        _check_count(name, value)
+        as_count(name, value)
     segment = (total_frames - 1) / num_frames
     starts = np.round(segment * np.arange(num_frames)).astype(np.int64)
     offsets = np.array([int(segment / (num_clips + 1) * (clip + 1)) for clip in range(num_clips)], dtype=np.int64)
     return np.minimum(starts[None, :] + offsets[:, None], total_frames - 1)
-
-
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -976,7 +972,7 @@ def _size_dict(name: str, size: Any) -> dict[str, int]:
     if set(size) not in ({"shortest_edge"}, {"height", "width"}):
         raise ValueError(f"`{name}` must have `shortest_edge`, or `height` and `width`, got {size!r}")
     for key, value in size.items():
-        _check_count(f"{name}[{key!r}]", value)
+        as_count(f"{name}[{key!r}]", value)
     return size
 
 
@@ -984,9 +980,7 @@ def _with_checked_counts(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings with their counts as plain ints; raises ValueError for one below 1 or not whole."""
     counts = ("num_frames", "num_clips", "num_crops", "patch_size")
     given = {name: settings[name] for name in counts if settings.get(name) is not None}
-    for name, value in given.items():
-        _check_count(name, value)
-    return {**settings, **{name: int(value) for name, value in given.items()}}
+    return {**settings, **{name: as_count(name, value) for name, value in given.items()}}
 
 
 def _with_matching_crop(settings: dict[str, Any]) -> dict[str, Any]:
