@@ -6,7 +6,7 @@ Shape letters: B batch, T frames, T' = T / tubelet_size, L patches a frame, N = 
 P projection width. Facts about the method come from the paper (ICCV 2025) and the official code.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_fluxvit import FluxViTConfig
-from .token_selection import as_count, select_tokens
+from .token_selection import as_count, select_tokens_at_budgets
 
 
 @dataclass
@@ -261,28 +261,45 @@ class FluxViTEmbeddings(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
 
     def forward(
-        self, pixel_values_videos: Tensor, token_budget: int | None, keep_indices: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """(B, T, C, H, W) -> tokens (B, 1 + K, D) in the model's dtype, class token first; keep_indices (B, K)."""
+        self,
+        pixel_values_videos: Tensor,
+        token_budgets: Sequence[int | None],
+        keep_indices: Tensor | None = None,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Embeds, scores and places a clip once for all budgets.
+
+        Args:
+            pixel_values_videos: (B, T, C, H, W).
+            token_budgets: Tokens to keep, one result each.
+            keep_indices: (B, K), instead of selecting; the only result then.
+
+        Returns:
+            For each budget tokens (B, 1 + K, D) in the model's dtype, class token first, and keep_indices (B, K).
+        """
         patches = self.patch_embeddings(pixel_values_videos)
-        batch, frames, _, width = patches.shape
+        batch, frames = patches.shape[:2]
         rows, columns = (side // self.config.patch_size for side in pixel_values_videos.shape[-2:])
-        selected = keep_indices is None
-        if selected:
-            keep_indices = select_tokens(
-                patches, token_budget, self.config.token_selection, self.config.num_token_groups
+        if keep_indices is None:
+            kept = select_tokens_at_budgets(
+                patches, token_budgets, self.config.token_selection, self.config.num_token_groups
             )
         else:
             _check_keep_indices(keep_indices, batch, frames * rows * columns)
+            kept = [keep_indices]
         positions = self.position_embeddings(frames, rows, columns)
         tokens = patches.flatten(1, 2).to(self.cls_token.dtype)
-        if selected and keep_indices.shape[1] == tokens.shape[1]:  # all of them, in order
-            tokens = tokens + positions[:, 1:]
-        else:
-            tokens = tokens.gather(1, keep_indices[..., None].expand(-1, -1, width))
-            tokens = tokens + positions[0, 1:][keep_indices]
         cls_token = (self.cls_token + positions[:, :1]).expand(batch, -1, -1)
-        return torch.cat([cls_token, tokens], dim=1), keep_indices
+        # Only a selection of all tokens is known to be in order.
+        in_order = keep_indices is None
+        return [(torch.cat([cls_token, _gather(tokens, positions, k, in_order)], dim=1), k) for k in kept]
+
+
+def _gather(tokens: Tensor, positions: Tensor, keep_indices: Tensor, in_order: bool) -> Tensor:
+    """Tokens (B, N, D), positions (1, 1 + N, D) with the class token's first, (B, K) -> the kept, placed (B, K, D)."""
+    if in_order and keep_indices.shape[1] == tokens.shape[1]:
+        return tokens + positions[:, 1:]
+    kept = tokens.gather(1, keep_indices[..., None].expand(-1, -1, tokens.shape[2]))
+    return kept + positions[0, 1:][keep_indices]
 
 
 def _check_keep_indices(keep_indices: Tensor, batch: int, num_patches: int) -> None:
@@ -612,11 +629,32 @@ class FluxViTModel(FluxViTPreTrainedModel):
         ```
         """
         token_budget = self.config.token_budget if token_budget is None else as_count("token_budget", token_budget)
-        hidden_states, keep_indices = self.embeddings(pixel_values_videos, token_budget, keep_indices)
+        [(hidden_states, keep_indices)] = self.embeddings(pixel_values_videos, [token_budget], keep_indices)
         head = self.resolve_head(keep_indices.shape[1], head)
         hidden_states = self.encoder(hidden_states, **kwargs)
         pooled, _ = self.projectors[head](hidden_states, **kwargs)
         return FluxViTModelOutput(last_hidden_state=hidden_states, pooler_output=pooled, keep_indices=keep_indices)
+
+    def encode_at_budgets(
+        self, pixel_values_videos: Tensor, token_budgets: Sequence[int | None], heads: Sequence[int | None]
+    ) -> list[FluxViTModelOutput]:
+        """`forward` at several budgets of the same clips, embedding, scoring and placing the patches once.
+
+        Args:
+            pixel_values_videos: (B, T, C, H, W).
+            token_budgets: Tokens to keep, one output each; None and budgets above the clip's patches keep all.
+            heads: For each budget the projector to use; None for the one trained nearest the tokens kept.
+
+        Returns:
+            For each budget the `last_hidden_state`, `pooler_output` and `keep_indices` that `forward` would give.
+        """
+        outputs = []
+        embedded = self.embeddings(pixel_values_videos, token_budgets)
+        for (hidden_states, keep_indices), head in zip(embedded, heads, strict=True):
+            hidden_states = self.encoder(hidden_states)
+            pooled, _ = self.projectors[self.resolve_head(keep_indices.shape[1], head)](hidden_states)
+            outputs.append(FluxViTModelOutput(hidden_states, pooled, keep_indices))
+        return outputs
 
 
 @auto_docstring(
@@ -647,6 +685,21 @@ class FluxViTForVideoClassification(FluxViTPreTrainedModel):
         if not 1 <= head <= len(self.alignment_decoders):
             raise ValueError(f"head must be from 1 to {len(self.alignment_decoders)} to be aligned, got {head}")
         return self.alignment_decoders[head - 1](pooled)
+
+    def parameter_depth(self, name: str) -> int:
+        """The depth of a parameter for layer-wise learning rates: 0 for the embeddings, i + 1 for layer i, and
+        `num_hidden_layers + 1` for what comes after them and, as in the official code, the global position encoding.
+        """
+        parts = name.removeprefix("fluxvit.").split(".")
+        if parts[:2] == ["encoder", "layer"]:
+            return int(parts[2]) + 1
+        if parts[0] == "embeddings" and "global_position_encoding" not in parts:
+            return 0
+        return self.config.num_hidden_layers + 1
+
+    def takes_weight_decay(self, name: str, parameter: Tensor) -> bool:
+        """Whether weight decay is for this parameter: matrices, but not the class token and the position table."""
+        return parameter.ndim > 1 and not name.endswith(("cls_token", "position_embeddings.table"))
 
     @can_return_tuple
     @auto_docstring

@@ -7,7 +7,8 @@ a frame, D width, K kept tokens. Everything is static-shaped (sort, slice, gathe
 are float32 whatever the dtype of the features, because in bfloat16 most of them would tie.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -58,29 +59,63 @@ def frame_difference_scores(features: Tensor, num_groups: int = 1, norm: float =
     return torch.cat([moved[:, :, :1], moved], dim=2).flatten(2)
 
 
-def _best_of_each_group(scores: Tensor, shares: list[int]) -> Tensor:
-    """Indices of the `shares[g]` highest scores of each group g, ties to the earlier token, rising.
-
-    scores: (B, G, n) -> (B, sum(shares)) indices into the flattened (G, n).
-    """
-    order = torch.sort(scores, dim=-1, descending=True, stable=True).indices
-    group_size = scores.shape[-1]
-    best = [order[:, group, :share] + group * group_size for group, share in enumerate(shares)]
-    return torch.cat(best, dim=1).sort(dim=1).values
-
-
-def _dynamic(features: Tensor, num_tokens: int, num_groups: int, norm: float, official_rounding: bool) -> Tensor:
+def _random_anywhere(features: Tensor, num_groups: int) -> Tensor:
     batch, frames, patches, _ = features.shape
-    if frames == 1:
-        return _evenly_spaced(features, num_tokens)
-    group_tokens = frames * patches // num_groups
-    if official_rounding:
-        # Float arithmetic on purpose: this is where the official code loses up to 4 tokens.
-        ratio = 1 - num_tokens / (frames * patches)
-        shares = [max(1, int((1 - ratio) * group_tokens))] * num_groups
-    else:
-        shares = [num_tokens // num_groups + (group < num_tokens % num_groups) for group in range(num_groups)]
-    return _best_of_each_group(frame_difference_scores(features, num_groups, norm), shares)
+    return torch.rand(batch, 1, frames * patches, device=features.device)
+
+
+def _random_tubes(features: Tensor, num_groups: int) -> Tensor:
+    batch, frames, patches, _ = features.shape
+    return torch.rand(batch, 1, patches, device=features.device).expand(batch, frames, patches)
+
+
+def _exact_shares(num_tokens: int, num_groups: int, group_tokens: int) -> list[int]:
+    return [num_tokens // num_groups + (group < num_tokens % num_groups) for group in range(num_groups)]
+
+
+def _official_shares(num_tokens: int, num_groups: int, group_tokens: int) -> list[int]:
+    # Float arithmetic on purpose: this is where the official code loses up to 4 tokens.
+    ratio = 1 - num_tokens / (num_groups * group_tokens)
+    return [max(1, int((1 - ratio) * group_tokens))] * num_groups
+
+
+@dataclass(frozen=True)
+class TokenSelector:
+    """A way to choose tokens: scores within groups, and how many each group keeps.
+
+    Args:
+        scores: (features (B, T, L, D), groups wanted) -> (B, G, n) float32 scores; the highest are kept.
+        shares: (tokens to keep, G, n) -> how many of each group.
+        needs_motion: Whether the scores compare frames: a single frame then keeps evenly spaced tokens.
+    """
+
+    scores: Callable[[Tensor, int], Tensor]
+    shares: Callable[[int, int, int], list[int]] = _exact_shares
+    needs_motion: bool = True
+
+
+def _grouped(features: Tensor, num_groups: int) -> Tensor:
+    return frame_difference_scores(features, resolve_token_groups(features.shape[1], num_groups))
+
+
+def _ungrouped(norm: float) -> Callable[[Tensor, int], Tensor]:
+    def scores(features: Tensor, num_groups: int) -> Tensor:
+        return frame_difference_scores(features, 1, norm)
+
+    return scores
+
+
+# The paper's selector keeps, in each frame group, the patches whose embedding moved most (L2); the others are its
+# ablations: the official code's rounding (a few tokens fewer than the budget, but at least one a group), no groups, the
+# L1 norm, a uniform draw, and the same draw in every frame. The random ones draw anew at each call.
+TOKEN_SELECTORS: dict[str, TokenSelector] = {
+    "group_dynamic": TokenSelector(_grouped),
+    "group_dynamic_official": TokenSelector(_grouped, shares=_official_shares),
+    "dynamic_l2": TokenSelector(_ungrouped(2.0)),
+    "dynamic_l1": TokenSelector(_ungrouped(1.0)),
+    "random": TokenSelector(_random_anywhere, needs_motion=False),
+    "tube": TokenSelector(_random_tubes, needs_motion=False),
+}
 
 
 def _evenly_spaced(features: Tensor, num_tokens: int) -> Tensor:
@@ -91,56 +126,55 @@ def _evenly_spaced(features: Tensor, num_tokens: int) -> Tensor:
     return indices.expand(batch, num_tokens)
 
 
-def group_dynamic(features: Tensor, num_tokens: int, num_groups: int = 4) -> Tensor:
-    """The paper's selector: within each frame group keep the patches whose embedding moved most (L2), exactly K."""
-    groups = resolve_token_groups(features.shape[1], num_groups)
-    return _dynamic(features, num_tokens, groups, norm=2.0, official_rounding=False)
-
-
-def group_dynamic_official(features: Tensor, num_tokens: int, num_groups: int = 4) -> Tensor:
-    """`group_dynamic` with the official code's rounding: each group keeps int(share), so a few tokens fewer than K.
-
-    Each group keeps at least one token, where the official code would keep none.
-    """
-    groups = resolve_token_groups(features.shape[1], num_groups)
-    return _dynamic(features, num_tokens, groups, norm=2.0, official_rounding=True)
-
-
-def dynamic_l2(features: Tensor, num_tokens: int, num_groups: int = 1) -> Tensor:
-    """Ablation: patches that moved most over the whole clip, L2, no groups."""
-    return _dynamic(features, num_tokens, 1, norm=2.0, official_rounding=False)
-
-
-def dynamic_l1(features: Tensor, num_tokens: int, num_groups: int = 1) -> Tensor:
-    """Ablation: patches that moved most over the whole clip, L1, no groups."""
-    return _dynamic(features, num_tokens, 1, norm=1.0, official_rounding=False)
-
-
-def random_tokens(features: Tensor, num_tokens: int, num_groups: int = 1) -> Tensor:
-    """Ablation: K patches drawn uniformly without replacement, anew at each call."""
-    scores = torch.rand(features.shape[0], 1, features.shape[1] * features.shape[2], device=features.device)
-    return _best_of_each_group(scores, [num_tokens])
-
-
-def tube(features: Tensor, num_tokens: int, num_groups: int = 1) -> Tensor:
-    """Ablation: the same random patches in every frame; the first K % T frames keep one more."""
-    batch, frames, patches, _ = features.shape
-    scores = torch.rand(batch, 1, patches, device=features.device).expand(batch, frames, patches)
-    shares = [num_tokens // frames + (frame < num_tokens % frames) for frame in range(frames)]
-    return _best_of_each_group(scores, shares)
-
-
-TOKEN_SELECTORS: dict[str, Callable[[Tensor, int, int], Tensor]] = {
-    "group_dynamic": group_dynamic,
-    "group_dynamic_official": group_dynamic_official,
-    "dynamic_l2": dynamic_l2,
-    "dynamic_l1": dynamic_l1,
-    "random": random_tokens,
-    "tube": tube,
-}
+def _best_of_each_group(order: Tensor, shares: list[int]) -> Tensor:
+    """The first `shares[g]` of each group g of `order` (B, G, n), as rising indices into the flattened (G, n)."""
+    group_size = order.shape[-1]
+    best = [order[:, group, :share] + group * group_size for group, share in enumerate(shares)]
+    return torch.cat(best, dim=1).sort(dim=1).values
 
 
 @torch.no_grad()
+def select_tokens_at_budgets(
+    features: Tensor,
+    token_budgets: Sequence[int | None],
+    method: str = "group_dynamic",
+    num_groups: int = 4,
+) -> list[Tensor]:
+    """`select_tokens` at several budgets, scoring and sorting once: each smaller set lies within every larger one.
+
+    Args:
+        features: (B, T, L, D) patch embeddings, before any position embedding.
+        token_budgets: As in `select_tokens`, in any order.
+        method: As in `select_tokens`.
+        num_groups: As in `select_tokens`.
+
+    Returns:
+        For each budget (B, K) int64 indices into the flattened (T, L) grid, rising.
+
+    Raises:
+        ValueError: a budget below 1, features that are not (B, T, L, D), or an unknown method.
+    """
+    if features.ndim != 4:
+        raise ValueError(f"features must be (batch, frames, patches, width), got shape {tuple(features.shape)}")
+    if method not in TOKEN_SELECTORS:
+        raise ValueError(f"method must be one of {list(TOKEN_SELECTORS)}, got {method!r}")
+    budgets = [None if budget is None else as_count("token_budget", budget) for budget in token_budgets]
+    num_groups = as_count("num_groups", num_groups)
+    batch, frames, patches, _ = features.shape
+    selector, order, kept = TOKEN_SELECTORS[method], None, []
+    for budget in budgets:
+        if budget is None or budget >= frames * patches:
+            kept.append(torch.arange(frames * patches, device=features.device).expand(batch, frames * patches))
+        elif selector.needs_motion and frames == 1:
+            kept.append(_evenly_spaced(features, budget))
+        else:
+            if order is None:  # stable: ties go to the earlier token
+                scores = selector.scores(features, num_groups)
+                order = torch.sort(scores, dim=-1, descending=True, stable=True).indices
+            kept.append(_best_of_each_group(order, selector.shares(budget, *order.shape[1:])))
+    return kept
+
+
 def select_tokens(
     features: Tensor,
     token_budget: int | None,
@@ -163,14 +197,4 @@ def select_tokens(
     Raises:
         ValueError: a budget below 1, features that are not (B, T, L, D), or an unknown method.
     """
-    if features.ndim != 4:
-        raise ValueError(f"features must be (batch, frames, patches, width), got shape {tuple(features.shape)}")
-    if method not in TOKEN_SELECTORS:
-        raise ValueError(f"method must be one of {list(TOKEN_SELECTORS)}, got {method!r}")
-    if token_budget is not None:
-        token_budget = as_count("token_budget", token_budget)
-    num_groups = as_count("num_groups", num_groups)
-    batch, frames, patches, _ = features.shape
-    if token_budget is None or token_budget >= frames * patches:
-        return torch.arange(frames * patches, device=features.device).expand(batch, frames * patches)
-    return TOKEN_SELECTORS[method](features, token_budget, num_groups)
+    return select_tokens_at_budgets(features, [token_budget], method, num_groups)[0]

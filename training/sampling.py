@@ -1,0 +1,155 @@
+# Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
+"""Flexible sampling: which clips make up a batch, and with how many frames and at which size they are read.
+
+This is the only place where the randomness of Flux lives. Everything drawn is a pure function of (seed, epoch, step),
+so a run that was interrupted goes on with the batches it would have had, and any number of processes shares out the
+same global batches. Source: the paper's section on Flux augmentation and its Tables 4, 14 and 16; the official code.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+from flux_hf.token_selection import as_count
+
+
+@dataclass(frozen=True)
+class ClipShape:
+    """How a clip is read: `num_frames` frames of `size` x `size` pixels."""
+
+    num_frames: int
+    size: int
+
+    def num_tokens(self, patch_size: int = 14, tubelet_size: int = 1) -> int:
+        return self.num_frames // tubelet_size * (self.size // patch_size) ** 2
+
+
+@dataclass(frozen=True)
+class ClipRequest:
+    """What a data set is asked for: clip `index`, read as `num_frames` x `size`, in its version of `epoch`."""
+
+    index: int
+    num_frames: int
+    size: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class FlexibleSampling:
+    """The numbers of frames and sizes to draw from, and the window their dense tokens must lie in, ends included."""
+
+    frames: tuple[int, ...]
+    sizes: tuple[int, ...]
+    token_window: tuple[int, int]
+
+    def legal_shapes(self, patch_size: int = 14, tubelet_size: int = 1) -> list[ClipShape]:
+        """Every (frames, size) whose dense token count lies in the window, frames first, both rising.
+
+        Raises:
+            ValueError: a number of frames that is not whole tubelets, a size that is not whole patches, or no pair
+                within the window.
+        """
+        low, high = self.token_window
+        for frames in self.frames:
+            if as_count("frames", frames) % tubelet_size:
+                raise ValueError(f"frames must be multiples of tubelet_size={tubelet_size}, got {frames}")
+        for size in self.sizes:
+            if as_count("sizes", size) % patch_size:
+                raise ValueError(f"sizes must be multiples of patch_size={patch_size}, got {size}")
+        shapes = [ClipShape(frames, size) for frames in sorted(set(self.frames)) for size in sorted(set(self.sizes))]
+        legal = [shape for shape in shapes if low <= shape.num_tokens(patch_size, tubelet_size) <= high]
+        if not legal:
+            counts = sorted({shape.num_tokens(patch_size, tubelet_size) for shape in shapes})
+            raise ValueError(f"no pair of frames and size has a token count in {[low, high]}; there are {counts}")
+        return legal
+
+
+# "paper": Table 14 and 16, the window of the best ablation in Table 4. "released": the official fine-tuning script.
+SAMPLING_PRESETS = {
+    "paper": FlexibleSampling(tuple(range(4, 26, 2)), tuple(range(168, 280, 28)), (2048, 4096)),
+    "released": FlexibleSampling(tuple(range(6, 26, 2)), tuple(range(112, 364, 28)), (2048, 6144)),
+}
+
+
+def draw_shape(shapes: Sequence[ClipShape], seed: int, epoch: int, step: int, rank: int | None = None) -> ClipShape:
+    """One of `shapes`, uniformly; with `rank` given, independently of other ranks."""
+    words = [seed, epoch, step] if rank is None else [seed, epoch, step, rank]
+    return shapes[np.random.default_rng(words).integers(len(shapes))]
+
+
+class FluxBatchSampler(Sampler[list[ClipRequest]]):
+    """Batches of `ClipRequest`s for one process, all of a batch with one shape.
+
+    An epoch is a permutation of the clips cut into global batches of `world_size * batch_size`; process r takes the
+    r-th part of each, so every number of processes with the same global batch sees the same clips at a step. Clips
+    that do not fill a last global batch wait for another epoch's permutation, as in the official code.
+
+    Args:
+        num_clips: Clips of the set.
+        batch_size: Clips a process takes at a step.
+        shapes: What to draw from; a single one for a fixed grid.
+        seed: With epoch and step, decides everything.
+        rank: This process.
+        world_size: Number of processes.
+        same_shape_on_all_ranks: Whether all processes draw the same shape at a step, so that none waits for another;
+            the official code draws independently.
+
+    Raises:
+        ValueError: a count below 1, a rank outside the world, or fewer clips than a global batch.
+    """
+
+    def __init__(
+        self,
+        num_clips: int,
+        batch_size: int,
+        shapes: Sequence[ClipShape],
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        same_shape_on_all_ranks: bool = True,
+    ):
+        as_count("batch_size", batch_size)
+        as_count("world_size", world_size)
+        if not shapes:
+            raise ValueError("shapes must hold at least one ClipShape, got none")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must lie in [0, {world_size}), got {rank}")
+        if num_clips < batch_size * world_size:
+            raise ValueError(f"a global batch takes {batch_size * world_size} clips, but there are only {num_clips}")
+        self.num_clips, self.batch_size, self.shapes = num_clips, batch_size, list(shapes)
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.same_shape_on_all_ranks = same_shape_on_all_ranks
+        self.epoch, self.skipped = 0, 0
+
+    def set_epoch(self, epoch: int, skip_batches: int = 0) -> None:
+        """Chooses the epoch of the next iteration, which leaves out its first `skip_batches` (when resuming)."""
+        self.epoch, self.skipped = epoch, skip_batches
+
+    def shape_of(self, epoch: int, step: int) -> ClipShape:
+        """The shape of this process's batch at `step` of `epoch`."""
+        return draw_shape(self.shapes, self.seed, epoch, step, None if self.same_shape_on_all_ranks else self.rank)
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch."""
+        return self.num_clips // (self.batch_size * self.world_size)
+
+    def __iter__(self) -> Iterator[list[ClipRequest]]:
+        epoch = self.epoch
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.num_clips)
+        global_batch = self.batch_size * self.world_size
+        for step in range(self.skipped, len(self)):
+            start = step * global_batch + self.rank * self.batch_size
+            shape = self.shape_of(epoch, step)
+            yield [
+                ClipRequest(int(index), shape.num_frames, shape.size, epoch)
+                for index in order[start : start + self.batch_size]
+            ]
+
+
+def step_generator(seed: int, epoch: int, step: int, rank: int) -> torch.Generator:
+    """The generator for what is drawn once a batch (mixup and cutmix), a function of its arguments alone."""
+    draw = np.random.default_rng([seed, epoch, step, rank, 1]).integers(2**63)
+    return torch.Generator().manual_seed(int(draw))
