@@ -48,6 +48,7 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
         if size is not None:
             preprocess["size"] = size
         forward = {} if token_budget is None else {"token_budget": as_count("token_budget", token_budget)}
+        preprocess.update(forward)
         top_k = None if top_k is None else as_count("top_k", top_k)
         _, _, postprocess = super()._sanitize_parameters(top_k=top_k, function_to_apply=function_to_apply)
         return preprocess, forward, postprocess
@@ -58,7 +59,9 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
         Args:
             inputs: A video: path, URL, bytes, file object, frames (T, H, W, 3) or (T, 3, H, W) as array or tensor, or a
                 list of PIL images. Or a list (or generator, or array with a leading batch axis) of videos.
-            token_budget: Tokens encoded of each view; the model's default if not given.
+            token_budget: Tokens encoded of each view; the model's default if not given. If neither `num_frames` nor
+                `size` is, the clip is the one that the model's `token_plan` holds for exactly this budget, or the
+                default one if it holds none. Without a `token_budget` the clip is always the default one.
             num_frames: Frames sampled of each view; the model's default if not given.
             size: Short side and crop in pixels, or a size dict of the processor.
             num_clips: Temporal views of each video.
@@ -87,8 +90,14 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
         super().save_pretrained(save_directory, **kwargs)
         self.video_processor.save_pretrained(save_directory)
 
-    def preprocess(self, video: Any, num_frames: int | None = None, **views: Any) -> dict[str, torch.Tensor]:
+    def preprocess(
+        self, video: Any, num_frames: int | None = None, token_budget: int | None = None, **views: Any
+    ) -> dict[str, torch.Tensor]:
         """Decodes, samples and transforms one video into its views, (V, T, 3, H, W)."""
+        if num_frames is None and "size" not in views:
+            planned = (self.model.config.token_plan or {}).get(token_budget)
+            if planned is not None:
+                num_frames, views["size"] = planned
         if num_frames is None:
             num_frames = getattr(self.video_processor, "num_frames", None) or self.model.config.num_frames
         return self.video_processor(

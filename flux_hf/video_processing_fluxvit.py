@@ -720,6 +720,11 @@ class FluxViTVideoProcessorKwargs(VideosKwargs, total=False):
         Pixels of a patch of the model, used by `keep_aspect_ratio`.
     num_threads (`int`, *optional*, defaults to 0):
         Decoding threads; 0 lets the decoder choose, and means 1 inside a DataLoader worker.
+    token_budget (`int`, *optional*):
+        Tokens that the model will encode of each view. Where `token_plan` has an entry for it, that entry is the clip,
+        unless `num_frames`, `fps`, `size` or `crop_size` is given, or `do_sample_frames` is `False`.
+    token_plan (`dict[int, list[int]]`, *optional*):
+        Budget -> [num_frames, size] found best for it on a validation split.
     """
 
     num_clips: int | None
@@ -728,6 +733,8 @@ class FluxViTVideoProcessorKwargs(VideosKwargs, total=False):
     keep_aspect_ratio: bool | None
     patch_size: int | None
     num_threads: int | None
+    token_budget: int | None
+    token_plan: dict | None
 
 
 class FluxViTVideoProcessor(BaseVideoProcessor):
@@ -744,6 +751,10 @@ class FluxViTVideoProcessor(BaseVideoProcessor):
 
     `size` R or `{"shortest_edge": R}` resizes the short side to R and sets a square crop of R; `{"height", "width"}`
     resizes to exactly that; `crop_size` overrides the crop.
+
+    `token_budget` asks for the clip that a checkpoint's `token_plan` holds for that budget, and counts as giving
+    `num_frames` and `size`; without a plan, or for a budget not in it, the clip is the default one. It changes nothing
+    else: the model must be given the budget too.
     """
 
     resample = PILImageResampling.BILINEAR
@@ -766,11 +777,13 @@ class FluxViTVideoProcessor(BaseVideoProcessor):
     keep_aspect_ratio = False
     patch_size = 14
     num_threads = 0
+    token_budget = None
+    token_plan = None
     valid_kwargs = FluxViTVideoProcessorKwargs
     model_input_names = ["pixel_values_videos"]
 
     def __init__(self, **kwargs: Unpack[FluxViTVideoProcessorKwargs]):
-        super().__init__(**_with_matching_crop(_with_checked_counts(kwargs)))
+        super().__init__(**_with_matching_crop(_with_checked_values(kwargs)))
 
     @classmethod
     def from_dict(cls, video_processor_dict: dict[str, Any], **kwargs):
@@ -870,11 +883,11 @@ class FluxViTVideoProcessor(BaseVideoProcessor):
 
     def _call_options(self, call: dict[str, Any]) -> dict[str, Any]:
         """The settings of one call: what it gives, then the processor's own; sizes as dicts."""
-        call = _with_checked_counts(call)
+        call = _with_checked_values(call)
         if call.get("num_frames") is not None and call.get("fps") is not None:
             raise ValueError(f"`num_frames` and `fps` exclude each other, got {call['num_frames']} and {call['fps']}")
         validate_typed_dict(self.valid_kwargs, call)
-        given = {name: value for name, value in call.items() if value is not None}
+        given = self._with_planned_clip({name: value for name, value in call.items() if value is not None})
         sampling_given = "num_frames" in given or "fps" in given
         given = _with_matching_crop(given)
         options = {name: getattr(self, name, None) for name in self.valid_kwargs.__annotations__}
@@ -889,6 +902,15 @@ class FluxViTVideoProcessor(BaseVideoProcessor):
         if options["num_crops"] != 1 and not options["do_center_crop"]:
             raise ValueError(f"`num_crops`={options['num_crops']} needs `do_center_crop`")
         return options
+
+    def _with_planned_clip(self, given: dict[str, Any]) -> dict[str, Any]:
+        """What a call gives, and the planned clip for its budget where it says nothing of the clip itself."""
+        says_clip = any(name in given for name in ("num_frames", "fps", "size", "crop_size"))
+        if says_clip or given.get("do_sample_frames", self.do_sample_frames) is False:
+            return given
+        plan = given.get("token_plan", self.token_plan) or {}
+        clip = plan.get(given.get("token_budget", self.token_budget))
+        return given if clip is None else {**given, "num_frames": clip[0], "size": clip[1]}
 
     def _load(self, source: Any, known: VideoMetadata | None, options: dict[str, Any]):
         """Frames (U, C, H, W) of one video on the device, each once; (num_clips, T) positions in them; metadata."""
@@ -976,11 +998,30 @@ def _size_dict(name: str, size: Any) -> dict[str, int]:
     return size
 
 
-def _with_checked_counts(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings with their counts as plain ints; raises ValueError for one below 1 or not whole."""
-    counts = ("num_frames", "num_clips", "num_crops", "patch_size")
+def _with_checked_values(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with their counts as plain ints and a legal token plan; raises ValueError naming what is not."""
+    counts = ("num_frames", "num_clips", "num_crops", "patch_size", "token_budget")
     given = {name: settings[name] for name in counts if settings.get(name) is not None}
-    return {**settings, **{name: as_count(name, value) for name, value in given.items()}}
+    settings = {**settings, **{name: as_count(name, value) for name, value in given.items()}}
+    if settings.get("token_plan") is not None:
+        settings["token_plan"] = _token_plan(settings["token_plan"])
+    return settings
+
+
+def _token_plan(plan: Any) -> dict[int, list[int]]:
+    """Budget -> [num_frames, size] in plain ints, as JSON makes strings of the budgets; raises ValueError."""
+    allowed = "`token_plan` must map budgets >= 1 to [num_frames, size]"
+    if not isinstance(plan, dict):
+        raise ValueError(f"{allowed}, got {plan!r}")
+    checked = {}
+    for budget, clip in plan.items():
+        if not isinstance(clip, (list, tuple)) or len(clip) != 2:
+            raise ValueError(f"{allowed}, got {budget!r}: {clip!r}")
+        number = int(budget) if isinstance(budget, str) and budget.isdecimal() else budget
+        names = ("num_frames", "size")
+        sides = [as_count(f"token_plan[{budget!r}] {name}", value) for name, value in zip(names, clip, strict=True)]
+        checked[as_count("a budget of `token_plan`", number)] = sides
+    return checked
 
 
 def _with_matching_crop(settings: dict[str, Any]) -> dict[str, Any]:

@@ -1,314 +1,577 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
-"""Trains FluxViT to classify videos at several token budgets at once.
+"""Fine-tunes FluxViT so that one checkpoint classifies videos at every token budget.
 
-    accelerate launch -m training.finetune --model_name_or_path CHECKPOINT --train_file train.csv \
-        --validation_file val.csv --output_dir out --num_frames 8 --size 224 --token_budgets 2048 1024 512
+    accelerate launch -m training.finetune --recipe training/recipes/k400.yaml --model_name_or_path CHECKPOINT \
+        --train_data train.csv --validation_data val.csv --output_dir out
 
-Each step encodes one clip at every budget and sums the cross entropies, each through the head trained nearest its
-budget. This script is for small data: every process decodes each clip once and keeps all of them in memory. Processes,
-device and mixed precision are `accelerate launch`'s to choose.
+Each batch is read with frames and size drawn by `training/sampling.py`; the objective encodes it at every budget.
+Processes, device, precision and sharding are `accelerate launch`'s to choose (`training/accelerate_configs/`). A run
+that was killed goes on with `--resume_from_checkpoint latest`, as if nothing had happened.
 """
 
-import argparse
-import csv
 import json
 import logging
 import math
-import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
+from huggingface_hub import HfApi
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
-from transformers import get_cosine_schedule_with_warmup
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 
 from flux_hf.configuration_fluxvit import FluxViTConfig
 from flux_hf.modeling_fluxvit import FluxViTForVideoClassification
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
+from .arguments import FinetuneArguments, parse_arguments
+from .augment import AUGMENT_PRESETS, ClipAugment, MixConfig, MixupCutmix
+from .checkpoint import (
+    STATE_FILE,
+    TrainingState,
+    best_checkpoint,
+    find_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    mark_best,
+    publish,
+    remove_leftovers,
+    save_checkpoint,
+    write_json,
+)
+from .data import Clip, ClipDataset, FailureLog, cache_clips, collate, label_names, read_clips
+from .inference import EvalPoint, evaluate_scores, label_targets, predict_clips
+from .model import add_lora, build_model, build_objective, export_model
+from .optim import (
+    ExponentialMovingAverage,
+    cosine_schedule,
+    count_parameters,
+    freeze_layers,
+    parameter_groups,
+    scaled_learning_rate,
+)
+from .sampling import SAMPLING_PRESETS, ClipShape, FlexibleSampling, FluxBatchSampler, step_generator
+
 
 logger = get_logger(__name__)
 
-
-# Arguments -----------------------------------------------------------------------------------------------------------
-
-
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The flags, named as in Hugging Face's example scripts. Raises ValueError, naming a value that cannot work."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train_file", required=True, help="csv with columns path,label; paths relative to the csv")
-    parser.add_argument(
-        "--validation_file", help="csv as --train_file; accuracy per budget is measured on it at the end"
-    )
-    parser.add_argument("--model_name_or_path", help="checkpoint to start from; exclusive with --config_name")
-    parser.add_argument("--config_name", help="json file of FluxViTConfig fields for a new model")
-    parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--overwrite_output_dir", action="store_true", help="replace an --output_dir that holds files")
-    parser.add_argument("--num_frames", type=int, help="frames of a clip; the model's default if not given")
-    parser.add_argument("--size", type=int, help="side of the frames in pixels; the model's default if not given")
-    parser.add_argument("--token_budgets", type=int, nargs="+", help="the model's own if not given")
-    parser.add_argument("--per_device_train_batch_size", type=int, default=32)
-    parser.add_argument("--learning_rate", type=float, default=1e-3, help="at its peak; taken as it is")
-    parser.add_argument("--weight_decay", type=float, default=0.05)
-    parser.add_argument("--max_grad_norm", type=float, default=1.0)
-    parser.add_argument("--num_train_epochs", type=int, default=10)
-    parser.add_argument("--max_train_steps", type=int, help="overrides --num_train_epochs")
-    parser.add_argument("--num_warmup_steps", type=int, default=20)
-    parser.add_argument("--logging_steps", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(arguments)
-    if bool(args.model_name_or_path) == bool(args.config_name):
-        given = f"{args.model_name_or_path!r} and {args.config_name!r}"
-        raise ValueError(f"give one of --model_name_or_path and --config_name, got {given}")
-    counts = "num_frames size per_device_train_batch_size num_train_epochs max_train_steps logging_steps token_budgets"
-    for name in counts.split():
-        value = getattr(args, name)
-        if value is not None and min(value if isinstance(value, list) else [value]) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}")
-    output_dir = Path(args.output_dir)
-    if output_dir.exists() and any(output_dir.iterdir()) and not args.overwrite_output_dir:
-        raise ValueError(f"--output_dir {args.output_dir!r} holds files; --overwrite_output_dir replaces it")
-    return args
+LOG_FILE = "training_log.jsonl"
+# A run whose gradients stay infinite for so many steps will not recover.
+MAX_SKIPPED_IN_A_ROW = 20
 
 
 # Data ----------------------------------------------------------------------------------------------------------------
 
 
-def read_csv(path: str | os.PathLike) -> list[tuple[str, str]]:
-    """Rows `(path, label)` of a csv with these columns, relative paths resolved against the csv's folder.
-
-    Raises:
-        ValueError: another header, an empty field, or no rows.
-    """
-    with open(path, newline="") as file:
-        reader = csv.DictReader(file)
-        if not {"path", "label"} <= set(reader.fieldnames or []):
-            raise ValueError(f"{path} must have the columns path and label, got {reader.fieldnames}")
-        rows = [(row["path"], row["label"]) for row in reader]
-    if not rows:
-        raise ValueError(f"{path} has no rows")
-    for row in rows:
-        if not all(row):
-            raise ValueError(f"{path} has an empty field in row {row}")
-    return [(str(Path(path).parent / clip), label) for clip, label in rows]
+def load_clips(args: FinetuneArguments) -> tuple[list[Clip], list[Clip]]:
+    """Training and validation clips (none if not asked for)."""
+    options = {"root": args.data_root, "multi_label": args.multi_label, "verify": not args.no_verify}
+    if args.dataset_name:
+        options.update(dataset_config=args.dataset_config_name, hub=True)
+    source = args.dataset_name or args.train_data
+    train = read_clips(source, split=args.train_split, **options)[: args.max_train_samples]
+    held_out: list[Clip] = []
+    if args.validation_data or args.validation_split:
+        held_out = read_clips(args.validation_data or source, split=args.validation_split, **options)
+    return train, held_out[: args.max_eval_samples]
 
 
-def load_clips(
-    rows: list[tuple[str, str]], label2id: dict[str, int], processor: FluxViTVideoProcessor
-) -> TensorDataset:
-    """Decodes each video once: clips (N, T, 3, H, W) uint8, sampled and cropped by the processor, and labels (N,).
-
-    Raises:
-        ValueError: a label the model does not have; `VideoDecodeError`, one of these, for a video that cannot be read.
-    """
-    unknown = sorted({label for _, label in rows} - set(label2id))
-    if unknown:
-        raise ValueError(f"labels must be some of {sorted(label2id)}, got {unknown}")
-
-    def load(row: tuple[str, str]) -> Tensor:
-        values = processor(
-            row[0], do_sample_frames=True, do_rescale=False, do_normalize=False, num_threads=1, return_tensors="pt"
-        )
-        return values["pixel_values_videos"][0].round().clamp(0, 255).to(torch.uint8)
-
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        clips = torch.stack(list(pool.map(load, rows)))
-    return TensorDataset(clips, torch.tensor([label2id[label] for _, label in rows]))
-
-
-def normalize(clips: Tensor, processor: FluxViTVideoProcessor) -> Tensor:
-    """(B, T, 3, H, W) pixels of 0 to 255 -> what the processor would have given the model, float32."""
-    mean, std = (
-        torch.tensor(v, device=clips.device).view(-1, 1, 1) for v in (processor.image_mean, processor.image_std)
+def cached(clips: list[Clip], args: FinetuneArguments, accelerator: Accelerator) -> list[Clip]:
+    """The clips with their frames kept on disk, if asked for; the machine's first process decodes them."""
+    if args.frame_cache is None:
+        return clips
+    keep = partial(
+        cache_clips,
+        clips,
+        args.frame_cache,
+        short_side=args.frame_cache_short_side,
+        max_frames=args.frame_cache_max_frames,
+        num_workers=max(args.dataloader_num_workers, 1),
     )
-    return (clips.float() * processor.rescale_factor - mean) / std
+    with accelerator.local_main_process_first():
+        return keep()
 
 
-def augment(clips: Tensor) -> Tensor:
-    """(B, T, 3, H, W) of 0 to 255 -> float32, each clip shifted by up to an eighth and its contrast jittered.
-
-    One shift and one factor for all frames of a clip, so motion is untouched; no flips, for they would turn left into
-    right.
-    """
-    batch, frames, channels, height, width = clips.shape
-    reach = height // 8, width // 8
-    padded = nn.functional.pad(clips.float().flatten(1, 2), (reach[1],) * 2 + (reach[0],) * 2, mode="replicate")
-    tops, lefts = (torch.randint(0, 2 * pixels + 1, (batch,)).tolist() for pixels in reach)
-    shifted = torch.stack(
-        [clip[:, top : top + height, left : left + width] for clip, top, left in zip(padded, tops, lefts, strict=True)]
-    )
-    shifted = shifted.reshape(batch, frames, channels, height, width)
-    center = shifted.mean(dim=(1, 3, 4), keepdim=True)
-    contrast = torch.empty(batch, 1, 1, 1, 1).uniform_(0.7, 1.3).to(clips.device)
-    return (center + contrast * (shifted - center)).clamp(0, 255)
-
-
-# Model ---------------------------------------------------------------------------------------------------------------
-
-
-def build_model(
-    args: argparse.Namespace, labels: list[str]
-) -> tuple[FluxViTForVideoClassification, FluxViTVideoProcessor]:
-    """The model, pretrained or new, with one output a label, and the processor that feeds it square clips."""
-    clip = {"num_frames": args.num_frames, "image_size": args.size}
-    fields = {name: value for name, value in clip.items() if value is not None}
-    if args.model_name_or_path:
-        known = FluxViTConfig.from_pretrained(args.model_name_or_path).id2label
-        if set(known.values()) == set(labels):
-            labels = [known[index] for index in range(len(known))]  # its classifier's order
-        # Classifiers for another number of labels do not fit and start anew; so must those for other labels.
-        model = FluxViTForVideoClassification.from_pretrained(
-            args.model_name_or_path, ignore_mismatched_sizes=True, **fields, **_label_fields(labels)
-        )
-        if set(known.values()) != set(labels):
-            for classifier in model.classifiers:
-                nn.init.trunc_normal_(classifier.weight, std=model.config.initializer_range)
-                nn.init.zeros_(classifier.bias)
+def build_sampler(args: FinetuneArguments, config: FluxViTConfig, num_clips: int, accelerator: Accelerator):
+    """This process's batches, with shapes by `--sampling`."""
+    if args.sampling == "fixed":
+        shapes = [ClipShape(config.num_frames, config.image_height_width[0])]
     else:
-        if args.token_budgets:
-            budgets = sorted(set(args.token_budgets), reverse=True)
-            fields.update(token_budgets=budgets, token_budget=budgets[0])
-        given = json.loads(Path(args.config_name).read_text())
-        model = FluxViTForVideoClassification(FluxViTConfig(**{**given, **fields, **_label_fields(labels)}))
+        preset = SAMPLING_PRESETS.get(args.sampling)
+        window = preset or FlexibleSampling(tuple(args.frames), tuple(args.sizes), tuple(args.token_window))
+        shapes = window.legal_shapes(config.patch_size, config.tubelet_size)
+    return FluxBatchSampler(
+        num_clips,
+        args.per_device_train_batch_size,
+        shapes,
+        args.seed,
+        accelerator.process_index,
+        accelerator.num_processes,
+        same_shape_on_all_ranks=not args.independent_shapes,
+    )
+
+
+def build_augmentation(args: FinetuneArguments, processor: FluxViTVideoProcessor) -> ClipAugment:
+    changes = {"mean": tuple(processor.image_mean), "std": tuple(processor.image_std)}
+    if args.horizontal_flip is not None:
+        changes["horizontal_flip"] = args.horizontal_flip
+    return ClipAugment(AUGMENT_PRESETS[args.augmentation], **changes)
+
+
+# Run -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """What the chapters of a training run share; only `state` changes while it goes on."""
+
+    args: FinetuneArguments
+    accelerator: Accelerator
+    config: FluxViTConfig
+    processor: FluxViTVideoProcessor
+    wrapped: nn.Module  # the objective as prepared: what a training step calls
+    optimizer: Any  # as prepared
+    state: TrainingState
+    sampler: FluxBatchSampler
+    loader: DataLoader
+    augment: ClipAugment
+    mix: MixupCutmix
+    held_out: list[Clip]
+    failures: FailureLog
+    steps_per_epoch: int
+    total_steps: int
+    skipped_in_a_row: int = 0
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.args.output_dir)
+
+    def export(self, directory: Path, collected: dict[str, Any]) -> None:
+        export_model(directory, collected, self.args, self.config, self.processor)
+
+
+def prepare_output_dir(args: FinetuneArguments, accelerator: Accelerator) -> None:
+    """Raises ValueError where the folder holds something that would be lost."""
+    output_dir = Path(args.output_dir)
+    held = output_dir.exists() and any(output_dir.iterdir())
+    if held and not args.overwrite_output_dir and not args.resume_from_checkpoint:
+        raise ValueError(
+            f"--output_dir {args.output_dir!r} holds files: --resume_from_checkpoint latest goes on with them, "
+            "--overwrite_output_dir deletes them"
+        )
+    if accelerator.is_main_process:
+        if held and args.overwrite_output_dir and not args.resume_from_checkpoint:
+            shutil.rmtree(output_dir)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(output_dir)
+        write_json(output_dir / "training_arguments.json", {**asdict(args), "hub_token": None})
+    accelerator.wait_for_everyone()
+
+
+def build_run(args: FinetuneArguments, accelerator: Accelerator) -> Run:
+    """Data, model, objective and optimiser, prepared; resumed where asked for."""
+    train, held_out = load_clips(args)
+    labels = label_names(train)
+    model, processor = build_model(args, labels)
+    train, held_out = cached(train, args, accelerator), cached(held_out, args, accelerator)
     config = model.config
-    height, width = config.image_height_width
-    if height != width:
-        raise ValueError(f"clips must be square: give --size, the config's image_size is {config.image_size}")
-    settings = {"num_frames": config.num_frames, "size": {"shortest_edge": height}, "patch_size": config.patch_size}
-    if args.model_name_or_path:
-        return model, FluxViTVideoProcessor.from_pretrained(args.model_name_or_path, **settings)
-    return model, FluxViTVideoProcessor(**settings)
+    augment = build_augmentation(args, processor)
+    sampler = build_sampler(args, config, len(train), accelerator)
+    dataset = ClipDataset(
+        train,
+        config.label2id,
+        augment.on_worker if args.augment_on_device else augment,
+        seed=args.seed,
+        num_sample=args.num_sample,
+        multi_label=args.multi_label,
+        sampling_rule=args.sampling_rule,
+    )
+    loader = DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=args.dataloader_num_workers,
+        persistent_workers=args.dataloader_num_workers > 0,
+        pin_memory=accelerator.device.type == "cuda",
+        generator=torch.Generator(),  # its own: a loader seeds its workers from the global one, which dropout needs
+    )
+    mixing = MixConfig(args.mixup, args.cutmix, args.mixup_prob, args.mixup_switch_prob, args.label_smoothing)
+    steps_per_epoch = len(sampler) // args.gradient_accumulation_steps
+    if steps_per_epoch == 0:
+        raise ValueError(
+            f"an epoch has {len(sampler)} batches a process, fewer than "
+            f"--gradient_accumulation_steps {args.gradient_accumulation_steps}"
+        )
+    total_steps = args.max_train_steps or args.num_train_epochs * steps_per_epoch
+    wrapped, optimizer, state = prepare_training(args, accelerator, model, steps_per_epoch, total_steps)
+    state.fixed.update(num_clips=len(train), shapes=[[shape.num_frames, shape.size] for shape in sampler.shapes])
+    run = Run(
+        args=args,
+        accelerator=accelerator,
+        config=config,
+        processor=processor,
+        wrapped=wrapped,
+        optimizer=optimizer,
+        state=state,
+        sampler=sampler,
+        loader=loader,
+        augment=augment,
+        mix=MixupCutmix(config.num_labels, mixing),
+        held_out=held_out,
+        failures=FailureLog(args.max_failed_share, len(train)),
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+    )
+    resume(run)
+    return run
 
 
-def _label_fields(labels: list[str]) -> dict[str, dict]:
-    return {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
+def prepare_training(
+    args: FinetuneArguments,
+    accelerator: Accelerator,
+    model: FluxViTForVideoClassification,
+    steps_per_epoch: int,
+    total_steps: int,
+) -> tuple[nn.Module, Any, TrainingState]:
+    """Objective and optimiser as prepared, and the state to save."""
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if args.lora_rank:
+        add_lora(model, args)
+    freeze_layers(model, args.freeze_layers)
+    objective = build_objective(model, args)
+    if args.torch_compile:
+        for layer in model.fluxvit.encoder.layer:
+            layer.compile()
+    clips_a_step = args.per_device_train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
+    rates = [args.learning_rate, args.warmup_learning_rate, args.min_learning_rate]
+    if not args.no_scale_lr:
+        rates = [scaled_learning_rate(rate, clips_a_step, args.num_sample) for rate in rates]
+    logger.info(f"peak learning rate {rates[0]:.3g} ({clips_a_step} clips x {args.num_sample} copies a step)")
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, rates[0], args.weight_decay, args.layer_decay),
+        lr=rates[0],
+        betas=(args.adam_beta1, args.adam_beta2),
+        eps=args.adam_epsilon,
+    )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        micro_batch = args.per_device_train_batch_size * args.num_sample
+        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = micro_batch
+    wrapped, optimizer = accelerator.prepare(objective, optimizer)
+    objective = accelerator.unwrap_model(wrapped)
+    warmup = args.num_warmup_steps
+    if warmup is None:
+        warmup = int(args.num_warmup_epochs * steps_per_epoch)
+    scheduler = cosine_schedule(optimizer.optimizer, rates[0], min(warmup, total_steps), total_steps, *rates[1:])
+    state = TrainingState(
+        objective=objective,
+        optimizer=optimizer.optimizer,
+        scheduler=scheduler,
+        ema=None if args.ema_decay is None else ExponentialMovingAverage(objective, args.ema_decay),
+        fixed={
+            "clips_a_step": clips_a_step,
+            "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "num_sample": args.num_sample,
+            "seed": args.seed,
+            "total_steps": total_steps,
+            "token_budgets": list(model.config.token_budgets),
+        },
+    )
+    trained = count_parameters(p for p in objective.parameters() if p.requires_grad)
+    logger.info(f"{trained:,} of {count_parameters(objective.parameters()):,} parameters are trained")
+    return wrapped, optimizer, state
 
 
-class MultiBudgetLoss(nn.Module):
-    """Sum over budgets of the cross entropy, each through the head trained nearest its budget.
-
-    A module around the model, so that the hooks of distributed wrappers see one forward a step. Parameters no budget
-    reaches (other heads, alignment decoders) are frozen: such wrappers wait for the gradient of every other one.
-    """
-
-    def __init__(self, model: FluxViTForVideoClassification, token_budgets: list[int], num_patches: int):
-        super().__init__()
-        self.model, self.token_budgets = model, token_budgets
-        used = {model.fluxvit.resolve_head(min(budget, num_patches)) for budget in token_budgets}
-        for head in set(range(len(model.classifiers))) - used:
-            model.classifiers[head].requires_grad_(False)
-            model.fluxvit.projectors[head].requires_grad_(False)
-        model.alignment_decoders.requires_grad_(False)
-
-    def forward(self, pixel_values_videos: Tensor, labels: Tensor) -> Tensor:
-        """(B, T, 3, H, W), (B,) -> scalar."""
-        return sum(self.model(pixel_values_videos, token_budget=b, labels=labels).loss for b in self.token_budgets)
+def resume(run: Run) -> None:
+    """Goes back to a checkpoint where asked for, and drops from the log what came after it."""
+    path = find_checkpoint(run.output_dir, run.args.resume_from_checkpoint)
+    if path is not None:
+        load_checkpoint(path, run.state)
+        run.failures.load_state_dict(run.state.extra["failures"])
+        logger.info(f"resumed from {path}: {run.state.progress}")
+    if run.accelerator.is_main_process:
+        lines = read_log(run.output_dir, run.state.progress.step)
+        temporary = run.output_dir / f".{LOG_FILE}.tmp"
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        temporary.replace(run.output_dir / LOG_FILE)
 
 
 # Training ------------------------------------------------------------------------------------------------------------
 
 
-def build_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.Optimizer:
-    """AdamW; no decay on vectors, class token and position table."""
-    trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
-    plain = {name for name, weight in trained if weight.ndim < 2 or "cls_token" in name or "position_emb" in name}
-    groups = [
-        {"params": [w for name, w in trained if name not in plain], "weight_decay": args.weight_decay},
-        {"params": [w for name, w in trained if name in plain], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.98))
-
-
-@torch.no_grad()
-def evaluate(
-    model: FluxViTForVideoClassification,
-    loader: DataLoader,
-    processor: FluxViTVideoProcessor,
-    token_budgets: list[int],
-    accelerator: Accelerator,
-) -> dict[str, float]:
-    """Top-1 accuracy per budget, as {"eval_top1_BUDGET": share}."""
-    model.eval()
-    correct = {budget: [] for budget in token_budgets}
-    for clips, labels in loader:
-        videos = normalize(clips, processor)
-        for budget in token_budgets:
-            hits = model(videos, token_budget=budget).logits.argmax(-1) == labels
-            correct[budget].append(accelerator.gather_for_metrics(hits))
-    return {f"eval_top1_{budget}": torch.cat(hits).float().mean().item() for budget, hits in correct.items()}
-
-
-def save(
-    output_dir: str, model: FluxViTForVideoClassification, processor: FluxViTVideoProcessor, metrics: dict[str, float]
-) -> None:
-    """Writes model, processor and eval_results.json under a temporary name, then renames: never half a checkpoint."""
-    target = Path(output_dir).absolute()
-    temporary, replaced = (target.with_name(f".{target.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
-    model.save_pretrained(temporary)
-    processor.save_pretrained(temporary)
-    (temporary / "eval_results.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    if target.exists():
-        os.replace(target, replaced)
-    os.replace(temporary, target)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    args = parse_arguments(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    accelerator = Accelerator()
-    set_seed(args.seed)
-
-    train_rows = read_csv(args.train_file)
-    model, processor = build_model(args, sorted({label for _, label in train_rows}))
-    config = model.config
-    train_set = load_clips(train_rows, config.label2id, processor)
-    eval_set = load_clips(read_csv(args.validation_file), config.label2id, processor) if args.validation_file else None
-
-    rows, columns = (side // config.patch_size for side in train_set[0][0].shape[-2:])
-    num_patches = config.num_frames // config.tubelet_size * rows * columns
-    budgets = args.token_budgets or config.token_budgets
-    objective = MultiBudgetLoss(model, budgets, num_patches)
-    optimizer = build_optimizer(model, args)
-    order = torch.Generator().manual_seed(args.seed)
-    train_loader = DataLoader(train_set, args.per_device_train_batch_size, shuffle=True, generator=order)
-    objective, optimizer, train_loader = accelerator.prepare(objective, optimizer, train_loader)
-    total_steps = args.max_train_steps or args.num_train_epochs * len(train_loader)
-    # Not prepared: accelerate would step it once a process, and `total_steps` counts optimiser steps.
-    scheduler = get_cosine_schedule_with_warmup(optimizer, min(args.num_warmup_steps, total_steps // 2), total_steps)
-    set_seed(args.seed, device_specific=True)  # every process augments its own clips in its own way
-    logger.info(f"{len(train_set)} clips of {num_patches} patches, budgets {budgets}, {total_steps} steps")
-
-    step = 0
-    for _ in range(math.ceil(total_steps / len(train_loader))):
-        objective.train()
-        for clips, labels in train_loader:
-            loss = objective(normalize(augment(clips), processor), labels)
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(objective.parameters(), args.max_grad_norm)
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
-            step += 1
-            if step % args.logging_steps == 0 or step == total_steps:
-                logger.info(f"step {step}/{total_steps} loss {loss.item() / len(budgets):.3f} a budget")
-            if step == total_steps:
+def train(run: Run) -> None:
+    """All steps that are left."""
+    progress, args = run.state.progress, run.args
+    bar = tqdm(
+        total=run.total_steps,
+        initial=progress.step,
+        disable=not run.accelerator.is_local_main_process,
+        unit="step",
+        file=sys.stderr,
+        mininterval=1.0,
+    )
+    meter = Meter(run)
+    while progress.step < run.total_steps:
+        run.sampler.set_epoch(progress.epoch, skip_batches=progress.batch)
+        for batch in run.loader:
+            run.failures.add(batch.pop("failures"))
+            progress.batch += 1
+            meter.add(training_step(run, batch), batch["labels"].shape[0])
+            if not run.accelerator.sync_gradients:
+                continue
+            bar.update()
+            end_of_epoch = progress.batch >= run.steps_per_epoch * args.gradient_accumulation_steps
+            if end_of_epoch:
+                progress.epoch, progress.batch = progress.epoch + 1, 0
+            meter.report(bar)
+            between_steps(run, end_of_epoch)
+            if end_of_epoch or progress.step == run.total_steps:
                 break
+    bar.close()
 
-    metrics = {"train_steps": step}
-    if eval_set is not None:
-        eval_loader = accelerator.prepare(DataLoader(eval_set, args.per_device_train_batch_size))
-        metrics.update(evaluate(model, eval_loader, processor, budgets, accelerator))
-        logger.info(str(metrics))
-    if accelerator.is_main_process:
-        save(args.output_dir, model, processor, metrics)
-    accelerator.wait_for_everyone()
+
+def training_step(run: Run, batch: dict[str, Tensor]) -> Tensor:
+    """One batch forward and backward, and the optimiser's step when it ends an accumulation. Returns the loss."""
+    progress, accelerator, args = run.state.progress, run.accelerator, run.args
+    videos = batch["pixel_values_videos"].to(accelerator.device, non_blocking=True)
+    labels = batch["labels"].to(accelerator.device, non_blocking=True)
+    if args.augment_on_device:
+        videos = run.augment.on_batch(videos, batch["seeds"])
+    generator = step_generator(args.seed, progress.epoch, progress.batch, accelerator.process_index)
+    videos, targets = run.mix(videos, labels, generator)
+    run.wrapped.train()
+    with accelerator.accumulate(run.wrapped):
+        loss = run.wrapped(videos, targets).loss
+        accelerator.backward(loss)
+        if accelerator.sync_gradients:
+            optimizer_step(run)
+    return loss.detach()
+
+
+def optimizer_step(run: Run) -> None:
+    """Clips and steps; leaves out a step whose gradient is not finite (the same on every process), and counts it.
+
+    Raises:
+        FloatingPointError: too many such steps in a row.
+    """
+    progress, accelerator = run.state.progress, run.accelerator
+    limit = run.args.max_grad_norm or math.inf
+    norm = accelerator.clip_grad_norm_(run.wrapped.parameters(), limit)
+    finite = norm is None or accelerator.scaler is not None or math.isfinite(float(norm))
+    if finite:
+        run.optimizer.step()
+        run.skipped_in_a_row = 0
+    else:
+        progress.skipped_steps += 1
+        run.skipped_in_a_row += 1
+        logger.warning(f"step {progress.step}: the gradient is not finite, the step is left out")
+        if run.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise FloatingPointError(f"no finite gradient in {MAX_SKIPPED_IN_A_ROW} successive steps")
+    run.state.scheduler.step()
+    run.optimizer.zero_grad()
+    if run.state.ema is not None and finite:
+        run.state.ema.update()
+    progress.step += 1
+
+
+class Meter:
+    """Loss and speed since the last report: to the progress bar, the log file and the trackers."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.reset()
+
+    def reset(self) -> None:
+        self.losses: list[Tensor] = []
+        self.clips, self.start = 0, time.perf_counter()
+
+    def add(self, loss: Tensor, clips: int) -> None:
+        self.losses.append(loss)
+        self.clips += clips
+
+    def report(self, bar: tqdm) -> None:
+        run, step = self.run, self.run.state.progress.step
+        if step % run.args.logging_steps and step != run.total_steps:
+            return
+        loss = run.accelerator.reduce(torch.stack(self.losses).mean(), "mean").item()
+        speed = self.clips * run.accelerator.num_processes / (time.perf_counter() - self.start)
+        rate = run.optimizer.param_groups[-1]["lr"]
+        bar.set_postfix(loss=f"{loss:.4f}", lr=f"{rate:.2e}", clips_per_second=f"{speed:.1f}")
+        write_log(run, {"step": step, "loss": loss, "learning_rate": rate, "clips_per_second": round(speed, 2)})
+        self.reset()
+
+
+def write_log(run: Run, line: dict[str, Any]) -> None:
+    """Adds a line to the run's log and trackers."""
+    if run.accelerator.is_main_process:
+        with open(run.output_dir / LOG_FILE, "a") as file:
+            file.write(json.dumps(line) + "\n")
+    run.accelerator.log({key: value for key, value in line.items() if key != "step"}, step=line["step"])
+
+
+def read_log(output_dir: Path, up_to_step: float = math.inf) -> list[dict[str, Any]]:
+    """The log's lines up to a step; a last line that a kill cut off is left out."""
+    file = output_dir / LOG_FILE
+    lines = file.read_text().splitlines() if file.is_file() else []
+    entries = [json.loads(line) for line in lines if line.endswith("}")]
+    return [entry for entry in entries if entry["step"] <= up_to_step]
+
+
+def _is_due(when: str, step: int, end_of_epoch: bool) -> bool:
+    return end_of_epoch if when == "epoch" else when != "no" and step % int(when) == 0
+
+
+def between_steps(run: Run, end_of_epoch: bool) -> None:
+    """Validation and checkpoint, where they are due; validation first, so that a resumed run need not repeat it."""
+    progress, args = run.state.progress, run.args
+    last = progress.step == run.total_steps
+    metrics = None
+    if run.held_out and (last or _is_due(args.eval_steps, progress.step, end_of_epoch)):
+        metrics = validate(run)
+        write_log(run, {"step": progress.step, **metrics})
+        logger.info(f"step {progress.step}: {metrics}")
+    better = metrics is not None and (progress.best_metric is None or metrics["eval_mean"] > progress.best_metric)
+    if not (last or better or _is_due(args.checkpointing_steps, progress.step, end_of_epoch)):
+        return
+    if better:
+        progress.best_metric, progress.best_step = metrics["eval_mean"], progress.step
+    run.state.extra["failures"] = run.failures.state_dict()
+    checkpoint = save_checkpoint(run.output_dir, run.state, run.export, args.checkpoints_total_limit)
+    if better and run.accelerator.is_main_process:
+        mark_best(run.output_dir, checkpoint, metrics)
+
+
+# Validation ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def averaged_weights(run: Run):
+    """The moving average in the model's place, if one is kept."""
+    if run.state.ema is None:
+        yield
+        return
+    run.state.ema.swap()
+    try:
+        yield
+    finally:
+        run.state.ema.swap()
+
+
+def validate(run: Run) -> dict[str, float]:
+    """{"eval_top1_BUDGET": share, ..., "eval_mean": ...} of the default clip; mean average precision if multi-label."""
+    args, config = run.args, run.config
+    run.wrapped.eval()
+    points = [EvalPoint(config.num_frames, config.image_height_width[0], budget) for budget in config.token_budgets]
+
+    def forward(videos: Tensor, token_budget: int | None) -> Tensor:
+        return run.wrapped(videos, token_budget=token_budget).logits
+
+    with averaged_weights(run), torch.no_grad():
+        predictions = predict_clips(
+            forward,
+            run.processor,
+            run.held_out,
+            points,
+            run.accelerator,
+            num_clips=args.eval_num_clips,
+            num_crops=args.eval_num_crops,
+            batch_size=args.per_device_eval_batch_size,
+            num_workers=args.dataloader_num_workers,
+            multi_label=args.multi_label,
+        )
+    for name, reason in predictions.failures:
+        logger.warning(f"validation clip {name} left out: {reason}")
+    targets = label_targets(run.held_out, config)
+    scores = [evaluate_scores(predictions.scores[index], targets) for index in range(len(points))]
+    metrics = {
+        f"eval_{metric}_{point.token_budget}": value
+        for point, values in zip(points, scores, strict=True)
+        for metric, value in values.items()
+    }
+    metrics["eval_mean"] = sum(next(iter(values.values())) for values in scores) / len(scores)
+    return metrics
+
+
+# Main ----------------------------------------------------------------------------------------------------------------
+
+
+def finish(run: Run) -> dict[str, Any]:
+    """Puts the last (or best) checkpoint's model into the output folder itself, with the results. Returns these."""
+    args, progress = run.args, run.state.progress
+    source = best_checkpoint(run.output_dir) if args.load_best_model_at_end else None
+    source = source or list_checkpoints(run.output_dir)[-1]
+    evaluations = [line for line in read_log(run.output_dir) if "eval_mean" in line]
+    results = {
+        "train_steps": progress.step,
+        "skipped_steps": progress.skipped_steps,
+        "failed_clips": run.failures.state_dict(),
+        "checkpoint": source.name,
+        **next((line for line in reversed(evaluations) if f"checkpoint-{line['step']}" == source.name), {}),
+    }
+    if run.accelerator.is_main_process:
+        staging = run.output_dir / ".final.tmp"
+        shutil.rmtree(staging, ignore_errors=True)
+        shutil.copytree(source, staging, ignore=shutil.ignore_patterns(STATE_FILE))
+        write_json(staging / "all_results.json", results)
+        publish(staging, run.output_dir)
+        if args.push_to_hub:
+            push(run)
+    run.accelerator.wait_for_everyone()
+    return results
+
+
+def push(run: Run) -> None:
+    """Uploads the output folder's own files: the model, not the checkpoints."""
+    args = run.args
+    hub = HfApi(token=args.hub_token)
+    name = args.hub_model_id or Path(args.output_dir).absolute().name
+    repository = hub.create_repo(name, private=args.hub_private_repo, exist_ok=True).repo_id
+    hub.upload_folder(
+        repo_id=repository,
+        folder_path=args.output_dir,
+        ignore_patterns=["checkpoint-*", ".*"],
+        commit_message="Model fine-tuned with flux-hf",
+    )
+    logger.info(f"pushed to {repository}")
+
+
+def build_accelerator(args: FinetuneArguments) -> Accelerator:
+    accelerator = Accelerator(
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        log_with=args.report_to,
+        project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=f"{args.output_dir}/logs"),
+    )
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
+    return accelerator
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    args = parse_arguments(arguments)
+    accelerator = build_accelerator(args)
+    prepare_output_dir(args, accelerator)
+    set_seed(args.seed)  # the same new weights everywhere
+    run = build_run(args, accelerator)
+    if run.state.progress.step == 0:
+        set_seed(args.seed, device_specific=True)  # every process drops its own paths
+    if args.report_to:
+        settings = {key: value for key, value in asdict(args).items() if isinstance(value, (int, float, str))}
+        accelerator.init_trackers(args.run_name, {key: value for key, value in settings.items() if key != "hub_token"})
+    logger.info(f"{run.total_steps} steps, {run.steps_per_epoch} an epoch; budgets {run.config.token_budgets}")
+    train(run)
+    results = finish(run)
     accelerator.end_training()
+    return results
 
 
 if __name__ == "__main__":

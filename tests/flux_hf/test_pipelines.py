@@ -108,6 +108,40 @@ def test_budget_and_views(classify, model, processor, clips, views, token_budget
     assert_scores(result, expected_scores(model, processor, clips[0], token_budget, **views))
 
 
+@pytest.fixture(scope="module")
+def planned(model, processor) -> FluxViTVideoClassificationPipeline:
+    config = FluxViTConfig.from_dict({**model.config.to_dict(), "token_plan": {40: [4, 84], 20: [12, 42]}})
+    with_plan = FluxViTForVideoClassification(config).eval()
+    with_plan.load_state_dict(model.state_dict())
+    return FluxViTVideoClassificationPipeline(model=with_plan, video_processor=processor, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("call", "clip"),
+    [
+        ({"token_budget": 40}, {"num_frames": 4, "size": 84}),
+        ({"token_budget": 20}, {"num_frames": 12, "size": 42}),
+        ({"token_budget": np.int64(20)}, {"num_frames": 12, "size": 42}),
+        ({"token_budget": 30}, {}),
+        ({}, {}),
+        ({"token_budget": 40, "num_frames": 6}, {"num_frames": 6}),
+        ({"token_budget": 40, "size": 70}, {"size": 70}),
+    ],
+)
+def test_the_plan_gives_the_clip_of_a_budget(planned, model, processor, clips, call, clip):
+    budget = call.get("token_budget")
+    assert_scores(planned(clips[0], **call), expected_scores(model, processor, clips[0], budget, **clip))
+
+
+def test_the_plan_and_arguments_given_when_the_pipeline_was_made(planned, model, processor, clips):
+    parts = {"model": planned.model, "video_processor": processor, "device": "cpu"}
+    fixed_clip = FluxViTVideoClassificationPipeline(**parts, num_frames=6)
+    assert_scores(fixed_clip(clips[0], token_budget=40), expected_scores(model, processor, clips[0], 40, num_frames=6))
+    fixed_budget = FluxViTVideoClassificationPipeline(**parts, token_budget=20)
+    views = {"num_frames": 12, "size": 42}
+    assert_scores(fixed_budget(clips[0]), expected_scores(model, processor, clips[0], 20, **views))
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 def test_batches_keep_order_and_scores(classify, model, processor, clips, batch_size):
     results = classify(clips, batch_size=batch_size, token_budget=30, num_clips=2, top_k=3)

@@ -469,6 +469,7 @@ def test_whole_pictures_have_one_view(processor):
         ({"num_crops": 0}, "num_crops"),
         ({"num_frames": 0}, "num_frames"),
         ({"num_frames": -3}, "-3"),
+        ({"token_budget": 0}, "token_budget"),
         ({"num_frames": 4, "fps": 2}, "exclude"),
         ({"num_crops": 3, "do_center_crop": False}, "num_crops"),
         ({"do_resize": False}, "smaller than the crop"),
@@ -484,6 +485,64 @@ def test_unknown_and_mistyped_options(processor):
     for bad in ({"num_crop": 3}, {"antialias": "yes"}, {"num_frames": "8"}):
         with pytest.raises((TypeError, ValueError, StrictDataclassError), match=next(iter(bad))):
             processor(random_video(), **bad)
+
+
+# --- a clip for a budget ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def planned():
+    return FluxViTVideoProcessor(num_frames=6, size=56, token_plan={64: [4, 84], 32: [8, 42]})
+
+
+def test_a_budget_of_the_plan_sets_frames_size_and_crop(planned):
+    assert values(planned, clip()).shape == (1, 6, 3, 56, 56)
+    plain = FluxViTVideoProcessor()
+    for budget, (frames, size) in planned.token_plan.items():
+        expected = values(plain, clip(), num_frames=frames, size=size, num_clips=2)
+        assert torch.equal(values(planned, clip(), token_budget=np.int64(budget), num_clips=2), expected)
+    assert values(planned, random_video(20), token_budget=32).shape == (1, 8, 3, 42, 42)  # frames in memory too
+    assert list(planned(clip(), token_budget=32)) == ["pixel_values_videos"]
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        ({"token_budget": 48}, (6, 56)),
+        ({"token_budget": 64, "num_frames": 3}, (3, 56)),
+        ({"token_budget": 64, "fps": 5}, (8, 56)),
+        ({"token_budget": 64, "size": 28}, (6, 28)),
+        ({"token_budget": 64, "crop_size": 28}, (6, 28)),
+        ({"token_budget": 64, "do_sample_frames": False}, (40, 56)),
+        ({"token_budget": 64, "token_plan": {64: [2, 70]}}, (2, 70)),
+    ],
+)
+def test_what_a_call_says_of_the_clip_beats_the_plan(planned, call, expected):
+    frames, size = expected
+    assert values(planned, clip(), **call).shape == (1, frames, 3, size, size)
+
+
+def test_a_budget_without_a_plan_changes_nothing(processor):
+    assert torch.equal(values(processor, clip(), token_budget=64), values(processor, clip()))
+
+
+def test_a_plan_survives_saving(planned, tmp_path):
+    saved = json.loads(Path(planned.save_pretrained(tmp_path)[0]).read_text())
+    assert saved["token_plan"] == {"32": [8, 42], "64": [4, 84]}
+    again = FluxViTVideoProcessor.from_pretrained(tmp_path)
+    assert again.token_plan == {64: [4, 84], 32: [8, 42]}
+    assert torch.equal(values(again, clip(), token_budget=64), values(planned, clip(), token_budget=64))
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [[64, 4, 84], {64: 4}, {64: [4]}, {64: [0, 84]}, {64: [4, 84.5]}, {0: [4, 84]}, {"many": [4, 84]}, {6.5: [4, 84]}],
+)
+def test_a_plan_that_cannot_work_is_refused(processor, plan):
+    with pytest.raises(ValueError, match="token_plan"):
+        FluxViTVideoProcessor(token_plan=plan)
+    with pytest.raises(ValueError, match="token_plan"):
+        processor(random_video(), token_plan=plan)
 
 
 # --- saved, loaded, copied -------------------------------------------------------------------------------------------

@@ -1,0 +1,54 @@
+"""A tiny checkpoint, real clips, and what the model says of a clip by another way than `training.inference`."""
+
+from pathlib import Path
+
+import torch
+from video_files import encode
+
+from flux_hf import FluxViTConfig, FluxViTForVideoClassification, FluxViTVideoProcessor
+
+
+FRAME_COUNTS = (20, 31, 9, 3, 25)  # of the clips; one is shorter than any view
+
+
+def tiny_model(**changes) -> FluxViTForVideoClassification:
+    """Random weights, but large enough that clips and points differ. 28 pixels: 2x2 patches."""
+    torch.manual_seed(0)
+    fields = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "num_pooling_heads": 2,
+        "projection_dim": 16,
+        "position_embedding_grid": [4, 2, 2],
+        "image_size": 28,
+        "num_frames": 4,
+        "token_budgets": [16, 8, 4],
+        "token_budget": 8,
+        "layer_scale_init_value": 1.0,
+        "initializer_range": 0.5,
+        "id2label": {index: f"class {index}" for index in range(6)},
+    }
+    return FluxViTForVideoClassification(FluxViTConfig(**{**fields, **changes})).eval()
+
+
+def tiny_processor(**changes) -> FluxViTVideoProcessor:
+    return FluxViTVideoProcessor(**{"num_frames": 4, "size": 28, **changes})
+
+
+def write_clips(folder: Path) -> list[Path]:
+    """Videos wider than high, two of them of one stem in two folders, with dots in their names."""
+    names = ("a/clip.1.mp4", "b/clip.1.mp4", "a/second.mp4", "short.mp4", "last.mp4")
+    for index, (name, frames) in enumerate(zip(names, FRAME_COUNTS, strict=True)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(encode("libx264", frames, size=(64, 48), first=index * 150))
+    return [folder / name for name in names]
+
+
+@torch.no_grad()
+def direct_scores(model, processor, path: Path, point, multi_label: bool = False, **views) -> torch.Tensor:
+    """(num_labels,): the processor reads the file itself, and the model gets all views at once."""
+    inputs = processor(str(path), num_frames=point.num_frames, size=point.size, return_tensors="pt", **views)
+    logits = model(**inputs, token_budget=point.token_budget).logits.float()
+    return (logits.sigmoid() if multi_label else logits.softmax(-1)).mean(0)

@@ -1,0 +1,227 @@
+# Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
+"""The flags of `training.finetune`, named as in the Hugging Face example scripts, and the recipes that preset them."""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser
+
+from .augment import AUGMENT_PRESETS
+from .sampling import SAMPLING_PRESETS
+
+
+def _flag(default, help: str, choices: list | None = None):
+    metadata = {"help": help} if choices is None else {"help": help, "choices": choices}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class ModelArguments:
+    model_name_or_path: str | None = _flag(None, "checkpoint to start from: a folder or a Hub id")
+    config_name: str | None = _flag(None, "json file of FluxViTConfig fields, for a model from scratch")
+    revision: str = _flag("main", "revision of the Hub checkpoint")
+    cache_dir: str | None = _flag(None, "where Hub downloads are kept")
+    objective: str = _flag("multi", "Flux-Multi trains every budget at once, Flux-Single one", ["multi", "single"])
+    token_budgets: list[int] | None = _flag(
+        None, "budgets to train, one head each; the model's own if not given. One for --objective single"
+    )
+    alignment_weight: float = _flag(1.0, "weight of the alignment of smaller budgets to the largest")
+    num_frames: int | None = _flag(None, "frames of the default clip (validation, saved checkpoint)")
+    size: int | None = _flag(None, "side of the default clip, in pixels")
+    drop_path_rate: float | None = _flag(None, "stochastic depth; the model's own if not given")
+    classifier_dropout: float | None = _flag(None, "dropout before the classifier; the model's own if not given")
+    attn_implementation: str | None = _flag(
+        None, "eager, sdpa, flash_attention_2, ...; by default the library's choice"
+    )
+    gradient_checkpointing: bool = _flag(False, "recompute layers in the backward pass, to save memory")
+    freeze_layers: int = _flag(0, "1 freezes the embeddings, n + 1 also the first n layers")
+    lora_rank: int = _flag(0, "trains low-rank updates (peft) of the layers' linear maps, and the heads; 0 trains all")
+    lora_alpha: float | None = _flag(None, "scale of the low-rank updates; twice the rank if not given")
+    lora_dropout: float = _flag(0.0, "dropout on the way into the low-rank updates")
+
+
+@dataclass
+class DataArguments:
+    train_data: str | None = _flag(None, "csv (path,label), folder per class, or saved `datasets` set")
+    validation_data: str | None = _flag(None, "the same, for validation")
+    train_split: str | None = _flag(None, "rows of this split of --train_data (column split), or split of the data set")
+    validation_split: str | None = _flag(None, "likewise for validation; alone, a split of --train_data")
+    dataset_name: str | None = _flag(None, "Hub id or folder for `datasets.load_dataset`, with a Video column")
+    dataset_config_name: str | None = _flag(None, "configuration of that data set")
+    streaming: bool = _flag(False, "stream --dataset_name instead of downloading it")
+    data_root: str | None = _flag(None, "folder that the csv's paths are relative to; the csv's own if not given")
+    sampling_rule: str | None = _flag(None, "how training frames are drawn; by the kind of data if not given", None)
+    multi_label: bool = _flag(False, "several labels a clip ('a|b'), binary cross entropy")
+    max_train_samples: int | None = _flag(None, "use only so many training clips")
+    max_eval_samples: int | None = _flag(None, "use only so many validation clips")
+    frame_cache: str | None = _flag(None, "folder where each clip's frames are kept once decoded")
+    frame_cache_short_side: int | None = _flag(None, "short side, in pixels, of the kept frames")
+    frame_cache_max_frames: int | None = _flag(None, "most frames kept of a clip, evenly spread")
+    no_verify: bool = _flag(False, "do not look for damage while decoding; for files known to be sound")
+    max_failed_share: float = _flag(0.2, "training stops when more than this share of the clips cannot be decoded")
+    dataloader_num_workers: int = _flag(0, "decoding processes of each training process")
+
+
+@dataclass
+class SamplingArguments:
+    sampling: str = _flag(
+        "paper",
+        "what (frames, size) are drawn from: a preset, one 'fixed' pair (the default clip), or 'custom'",
+        [*SAMPLING_PRESETS, "fixed", "custom"],
+    )
+    frames: list[int] | None = _flag(None, "numbers of frames, for --sampling custom")
+    sizes: list[int] | None = _flag(None, "sizes in pixels, for --sampling custom")
+    token_window: list[int] | None = _flag(None, "lowest and highest dense token count, for --sampling custom")
+    independent_shapes: bool = _flag(False, "each process draws its own pair at a step, as the official code does")
+
+
+@dataclass
+class AugmentationArguments:
+    augmentation: str = _flag("paper", "preset of the clips' augmentation", list(AUGMENT_PRESETS))
+    augment_on_device: bool = _flag(False, "crop in the workers, all other augmentation on the training device")
+    num_sample: int = _flag(1, "augmented copies of each decoded clip (repeated augmentation)")
+    horizontal_flip: float | None = _flag(None, "probability; the preset's if not given")
+    mixup: float = _flag(0.0, "alpha of mixup; 0.8 as published")
+    cutmix: float = _flag(0.0, "alpha of cutmix; 1.0 as published")
+    mixup_prob: float = _flag(1.0, "probability that a batch is mixed")
+    mixup_switch_prob: float = _flag(0.5, "probability of cutmix where both are on")
+    label_smoothing: float = _flag(0.0, "0.1 in the released code, 0 in the paper")
+
+
+@dataclass
+class OptimizationArguments:
+    per_device_train_batch_size: int = _flag(8, "clips of a process's batch, before --num_sample")
+    per_device_eval_batch_size: int = _flag(8, "clips of a process's validation batch")
+    gradient_accumulation_steps: int = _flag(1, "batches of an optimiser step")
+    num_train_epochs: int = _flag(10, "epochs")
+    max_train_steps: int | None = _flag(None, "optimiser steps; overrides --num_train_epochs")
+    learning_rate: float = _flag(2e-4, "base value: multiplied by clips a step (copies included) / 256")
+    min_learning_rate: float = _flag(1e-6, "what the cosine ends at; scaled likewise")
+    warmup_learning_rate: float = _flag(1e-6, "what warm-up begins at; scaled likewise")
+    no_scale_lr: bool = _flag(False, "take the learning rates as they are")
+    num_warmup_epochs: float = _flag(1.0, "epochs of linear warm-up")
+    num_warmup_steps: int | None = _flag(None, "optimiser steps of warm-up; overrides --num_warmup_epochs")
+    weight_decay: float = _flag(0.05, "of matrices other than the position table")
+    layer_decay: float = _flag(0.75, "factor of the learning rate from a layer to the one below")
+    adam_beta1: float = _flag(0.9, "AdamW")
+    adam_beta2: float = _flag(0.999, "AdamW")
+    adam_epsilon: float = _flag(1e-8, "AdamW")
+    max_grad_norm: float | None = _flag(None, "clip the gradient's norm; not clipped if not given, as published")
+    ema_decay: float | None = _flag(None, "keep a moving average of the weights, and evaluate and export it")
+    allow_tf32: bool = _flag(False, "TF32 matrix products on GPUs that have it")
+    torch_compile: bool = _flag(False, "compile the encoder's layers")
+
+
+@dataclass
+class RunArguments:
+    output_dir: str | None = _flag(None, "where checkpoints and the final model go (required)")
+    overwrite_output_dir: bool = _flag(False, "delete what --output_dir holds")
+    resume_from_checkpoint: str | None = _flag(None, "'latest', or a checkpoint's folder")
+    checkpointing_steps: str = _flag("epoch", "a number of optimiser steps, 'epoch', or 'no'")
+    checkpoints_total_limit: int | None = _flag(None, "keep so many checkpoints, and the best one")
+    eval_steps: str = _flag("epoch", "a number of optimiser steps, 'epoch', or 'no' (only at the end)")
+    eval_num_clips: int = _flag(1, "temporal views of a validation clip")
+    eval_num_crops: int = _flag(1, "spatial views of a validation clip")
+    load_best_model_at_end: bool = _flag(False, "export the best checkpoint instead of the last")
+    logging_steps: int = _flag(10, "optimiser steps between two log lines")
+    report_to: str | None = _flag(None, "tracker: tensorboard, wandb, ..., 'all'")
+    run_name: str = _flag("flux-hf", "the tracker's project")
+    seed: int = _flag(0, "of everything that is drawn")
+    push_to_hub: bool = _flag(False, "upload the final model")
+    hub_model_id: str | None = _flag(None, "repository; the name of --output_dir if not given")
+    hub_token: str | None = _flag(None, "token; the stored one if not given")
+    hub_private_repo: bool = _flag(False, "create the repository as private")
+
+
+GROUPS = (ModelArguments, DataArguments, SamplingArguments, AugmentationArguments, OptimizationArguments, RunArguments)
+
+
+@dataclass
+class FinetuneArguments(*GROUPS):
+    """Every flag. Written once to `training_arguments.json`, never changed after `parse_arguments`."""
+
+
+def read_recipe(path: str) -> dict:
+    """A YAML file of flags.
+
+    Raises:
+        ValueError: it is no mapping, or names a flag that does not exist.
+    """
+    recipe = yaml.safe_load(Path(path).read_text())
+    if not isinstance(recipe, dict):
+        raise ValueError(f"a recipe must map flags to values, got {type(recipe).__name__} in {path}")
+    unknown = sorted(set(recipe) - {flag.name for flag in fields(FinetuneArguments)})
+    if unknown:
+        raise ValueError(f"unknown flags in the recipe {path}: {unknown}")
+    return recipe
+
+
+def parse_arguments(arguments: list[str] | None = None) -> FinetuneArguments:
+    """The flags of the command line over those of `--recipe FILE` over the defaults.
+
+    Raises:
+        ValueError: naming a flag whose value cannot work.
+    """
+    parser = HfArgumentParser(FinetuneArguments, description="Fine-tunes FluxViT for video classification.")
+    parser.add_argument("--recipe", help="YAML file of flags; the command line overrides it")
+    recipe = parser.parse_known_args(arguments)[0].recipe
+    if recipe:
+        parser.set_defaults(**read_recipe(recipe))
+    values = vars(parser.parse_args(arguments))
+    values.pop("recipe")
+    args = FinetuneArguments(**values)
+    check_arguments(args)
+    return args
+
+
+_COUNTS = (
+    "num_frames size max_train_samples max_eval_samples frame_cache_short_side frame_cache_max_frames num_sample "
+    "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps num_train_epochs "
+    "max_train_steps checkpoints_total_limit eval_num_clips eval_num_crops logging_steps token_budgets frames sizes"
+)
+_SHARES = "max_failed_share mixup_prob mixup_switch_prob horizontal_flip label_smoothing lora_dropout drop_path_rate"
+_NOT_NEGATIVE = (
+    "alignment_weight freeze_layers lora_rank mixup cutmix min_learning_rate warmup_learning_rate num_warmup_epochs "
+    "num_warmup_steps weight_decay dataloader_num_workers seed"
+)
+
+
+def check_arguments(args: FinetuneArguments) -> None:
+    """Raises ValueError, naming flag and value, where a value cannot work whatever model and data are."""
+    for names, allowed, holds in (
+        (_COUNTS, "at least 1", lambda value: value >= 1),
+        (_SHARES, "in [0, 1]", lambda value: 0 <= value <= 1),
+        (_NOT_NEGATIVE, "at least 0", lambda value: value >= 0),
+        ("learning_rate", "above 0", lambda value: value > 0),
+    ):
+        for name in names.split():
+            value = getattr(args, name)
+            for item in value if isinstance(value, list) else [value]:
+                if item is not None and not holds(item):
+                    raise ValueError(f"--{name} must be {allowed}, got {item}")
+    if args.output_dir is None:
+        raise ValueError("--output_dir must be given")
+    if (args.model_name_or_path is None) == (args.config_name is None):
+        given = f"{args.model_name_or_path!r} and {args.config_name!r}"
+        raise ValueError(f"give one of --model_name_or_path and --config_name, got {given}")
+    if (args.train_data is None) == (args.dataset_name is None):
+        given = f"{args.train_data!r} and {args.dataset_name!r}"
+        raise ValueError(f"give one of --train_data and --dataset_name, got {given}")
+    if args.streaming and args.dataset_name is None:
+        raise ValueError("--streaming needs --dataset_name")
+    custom = [name for name in ("frames", "sizes", "token_window") if getattr(args, name) is not None]
+    if args.sampling == "custom" and len(custom) < 3:
+        raise ValueError(f"--sampling custom needs --frames, --sizes and --token_window, got only {custom}")
+    if args.sampling != "custom" and custom:
+        raise ValueError(f"--{custom[0]} is for --sampling custom, got --sampling {args.sampling}")
+    if args.token_window is not None and (len(args.token_window) != 2 or args.token_window[0] > args.token_window[1]):
+        raise ValueError(f"--token_window must be two rising numbers, got {args.token_window}")
+    for name in ("checkpointing_steps", "eval_steps"):
+        value = getattr(args, name)
+        if value not in ("epoch", "no") and not (value.isdigit() and int(value) > 0):
+            raise ValueError(f"--{name} must be a number of steps, 'epoch' or 'no', got {value!r}")
+    if args.objective == "single" and args.token_budgets is not None and len(args.token_budgets) != 1:
+        raise ValueError(f"--objective single trains one of --token_budgets, got {args.token_budgets}")

@@ -1,0 +1,286 @@
+# Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
+"""Checkpoints that a kill at any instant cannot spoil, and that a run resumes from bit by bit.
+
+`output_dir/checkpoint-STEP/` holds `training_state.pt` (everything resuming needs) and, beside it, the model and the
+processor as `save_pretrained` writes them. A checkpoint is written under a temporary name, flushed to disk and
+renamed, so one that bears its name is whole. One process writes; on several machines `output_dir` must be shared.
+The same code serves plain, DDP and FSDP2 (DTensor) modules: states are gathered in full, and dealt out when loading.
+"""
+
+import json
+import os
+import random
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate.logging import get_logger
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim.lr_scheduler import LRScheduler
+
+from .optim import ExponentialMovingAverage
+
+
+logger = get_logger(__name__)
+
+STATE_FILE = "training_state.pt"
+BEST_FILE = "best_checkpoint.json"
+_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+@dataclass
+class Progress:
+    """Where a run stands, between two optimiser steps."""
+
+    epoch: int = 0
+    batch: int = 0  # batches taken of this epoch
+    step: int = 0  # optimiser steps taken
+    skipped_steps: int = 0  # of these, left out because a gradient was not finite
+    best_metric: float | None = None
+    best_step: int | None = None
+
+
+@dataclass
+class TrainingState:
+    """All that changes while a run goes on.
+
+    Args:
+        objective: Unwrapped: no DDP around it.
+        optimizer: Unwrapped: no AcceleratedOptimizer.
+        fixed: What must not differ when resuming, for the run to be the same: batch sizes, seed, data. Plain values.
+        extra: Further plain values to carry along, such as the clips that failed.
+    """
+
+    objective: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: LRScheduler
+    ema: ExponentialMovingAverage | None = None
+    progress: Progress = field(default_factory=Progress)
+    fixed: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def _barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def _gathered(value: Any) -> list[Any]:
+    """Each process's value, in order of rank, on all of them."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """A CPU copy of a tensor, put together from its shards where it has some (collective)."""
+    tensor = tensor.detach()
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu().clone()
+
+
+def random_state() -> dict[str, Any]:
+    """State of this process's global generators, as tensors, numbers and tuples only."""
+    name, keys, *rest = np.random.get_state()
+    numpy_state = (name, torch.from_numpy(keys.astype(np.int64)), *rest)
+    state = {"python": random.getstate(), "numpy": numpy_state, "torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def collect(state: TrainingState) -> dict[str, Any]:
+    """The whole state, on the CPU; parameters and optimiser in full on rank 0, empty elsewhere (collective)."""
+    return {
+        "objective": get_model_state_dict(state.objective, options=_FULL),
+        "optimizer": get_optimizer_state_dict(state.objective, state.optimizer, options=_FULL),
+        "scheduler": {key: value for key, value in state.scheduler.state_dict().items() if key != "lr_lambdas"},
+        "ema": None if state.ema is None else {n: full_tensor(a) for n, a in state.ema.averages.items()},
+        "random": _gathered(random_state()),
+        "progress": asdict(state.progress),
+        "fixed": state.fixed,
+        "extra": state.extra,
+    }
+
+
+def restore(state: TrainingState, saved: dict[str, Any]) -> None:
+    """Puts what `collect` gave back into place, sharded as `state` is (collective).
+
+    Raises:
+        ValueError: the run differs from the saved one in something that must not change.
+    """
+    differing = [key for key in {*state.fixed, *saved["fixed"]} if state.fixed.get(key) != saved["fixed"].get(key)]
+    if differing:
+        was, now = ({key: source.get(key) for key in sorted(differing)} for source in (saved["fixed"], state.fixed))
+        raise ValueError(f"the checkpoint was written by another run: it had {was}, this one has {now}")
+    if (state.ema is None) != (saved["ema"] is None):
+        raise ValueError("a moving average must be kept in both the checkpoint and this run, or in neither")
+    set_model_state_dict(state.objective, saved["objective"], options=_FULL)
+    set_optimizer_state_dict(state.objective, state.optimizer, saved["optimizer"], options=_FULL)
+    state.scheduler.load_state_dict({**state.scheduler.state_dict(), **saved["scheduler"]})
+    if state.ema is not None:
+        for name, average in state.ema.averages.items():
+            value = saved["ema"][name].to(average.device)
+            if isinstance(average, DTensor):
+                value = distribute_tensor(value, average.device_mesh, average.placements)
+            average.copy_(value)
+    state.progress = Progress(**saved["progress"])
+    state.extra = saved["extra"]
+    if len(saved["random"]) > _rank():
+        set_random_state(saved["random"][_rank()])
+    else:
+        logger.warning("the checkpoint has no random state of this process: dropout differs", main_process_only=False)
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+def _flush(path: Path) -> None:
+    """Asks the disk to hold a file or folder before anything that follows."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush_tree(directory: Path) -> None:
+    for path in [*directory.rglob("*"), directory]:
+        _flush(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a json file under a temporary name, then renames it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    _flush(temporary)
+    os.replace(temporary, path)
+
+
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """The whole checkpoints of a run, by rising step."""
+    found = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in output_dir.glob("checkpoint-*")]
+    numbered = [(int(match[1]), path) for match, path in found if match and (path / STATE_FILE).is_file()]
+    return [path for _, path in sorted(numbered)]
+
+
+def find_checkpoint(output_dir: Path, wanted: str | None) -> Path | None:
+    """What `--resume_from_checkpoint` means: None nothing, "latest" the last whole one if there is one, or a path.
+
+    Raises:
+        ValueError: the path is no checkpoint.
+    """
+    if wanted is None:
+        return None
+    if wanted == "latest":
+        return next(reversed(list_checkpoints(output_dir)), None)
+    if not (Path(wanted) / STATE_FILE).is_file():
+        raise ValueError(f"resume_from_checkpoint must be 'latest' or a folder with {STATE_FILE}, got {wanted!r}")
+    return Path(wanted)
+
+
+def remove_leftovers(output_dir: Path) -> None:
+    """Deletes what a killed run left half-written or half-deleted. For one process, before training begins."""
+    for path in output_dir.glob(".checkpoint-*"):
+        shutil.rmtree(path)
+    for path in output_dir.glob(".*.tmp"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _remove(checkpoint: Path) -> None:
+    """Deletes a checkpoint; its name is gone first, so that no half of one ever bears it."""
+    doomed = checkpoint.with_name(f".{checkpoint.name}.old")
+    os.replace(checkpoint, doomed)
+    shutil.rmtree(doomed)
+
+
+def save_checkpoint(
+    output_dir: Path, state: TrainingState, export: Callable[[Path, dict[str, Any]], None], keep: int | None = None
+) -> Path:
+    """Writes `checkpoint-STEP`, then deletes the oldest so that `keep` remain, the best one always (collective).
+
+    Args:
+        output_dir: Folder of the run.
+        state: What to save.
+        export: Writes the model, given a folder and what `collect` gave; called on rank 0.
+        keep: How many to keep, the new one included; None keeps all.
+
+    Returns:
+        The new checkpoint's folder.
+    """
+    target = output_dir / f"checkpoint-{state.progress.step}"
+    collected = collect(state)
+    if _rank() == 0:
+        staging = output_dir / f".{target.name}.tmp"
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        torch.save(collected, staging / STATE_FILE)
+        export(staging, collected)
+        flush_tree(staging)
+        if target.exists():  # of a run that went back further than this
+            _remove(target)
+        os.replace(staging, target)
+        _flush(output_dir)
+        if keep is not None:
+            best = best_checkpoint(output_dir)
+            old = [path for path in list_checkpoints(output_dir) if path not in (best, target)]
+            for path in old[: max(len(old) + 1 - keep, 0)]:
+                _remove(path)
+    _barrier()
+    return target
+
+
+def load_checkpoint(path: Path, state: TrainingState) -> None:
+    """Restores `state` from a checkpoint's folder (collective). Raises ValueError as `restore`."""
+    restore(state, torch.load(path / STATE_FILE, map_location="cpu", weights_only=True))
+
+
+def best_checkpoint(output_dir: Path) -> Path | None:
+    """The checkpoint `mark_best` named last, if it still exists."""
+    file = output_dir / BEST_FILE
+    if not file.is_file():
+        return None
+    path = output_dir / json.loads(file.read_text())["checkpoint"]
+    return path if (path / STATE_FILE).is_file() else None
+
+
+def mark_best(output_dir: Path, checkpoint: Path, metrics: dict[str, Any]) -> None:
+    """Names a checkpoint the best so far, in one file that is replaced in one go."""
+    write_json(output_dir / BEST_FILE, {"checkpoint": checkpoint.name, "metrics": metrics})
+
+
+def publish(staging: Path, output_dir: Path) -> None:
+    """Moves the files of `staging` into `output_dir`, each replaced in one go, and removes `staging`."""
+    flush_tree(staging)
+    for path in sorted(staging.iterdir()):
+        os.replace(path, output_dir / path.name)
+    staging.rmdir()
+    _flush(output_dir)

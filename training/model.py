@@ -1,0 +1,138 @@
+# Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
+"""The model that a training run trains, from its flags, and the checkpoint folder it becomes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from accelerate.logging import get_logger
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from flux_hf.configuration_fluxvit import FluxViTConfig
+from flux_hf.modeling_fluxvit import FluxViTForVideoClassification
+from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
+
+from .arguments import FinetuneArguments
+from .objectives import FluxMulti, FluxObjective, FluxSingle, with_token_budgets
+
+
+logger = get_logger(__name__)
+
+# The linear maps of a layer that get low-rank updates.
+LORA_TARGETS = ["attention.qkv", "attention.out_proj", "mlp.fc1", "mlp.fc2"]
+
+
+def build_model(
+    args: FinetuneArguments, labels: list[str]
+) -> tuple[FluxViTForVideoClassification, FluxViTVideoProcessor]:
+    """The model, pretrained or new, with one output a label and one head a budget, and its processor."""
+    changes = {"num_frames": args.num_frames, "image_size": args.size, "drop_path_rate": args.drop_path_rate}
+    changes["classifier_dropout"] = args.classifier_dropout
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if args.multi_label:
+        changes["problem_type"] = "multi_label_classification"
+    if args.model_name_or_path:
+        model = _pretrained_model(args, labels, changes)
+    else:
+        given = json.loads(Path(args.config_name).read_text())
+        model = FluxViTForVideoClassification._from_config(
+            FluxViTConfig(**{**given, **changes, **_label_fields(labels), **_budget_fields(args, given)}),
+            **_attention(args),
+        )
+    model = with_token_budgets(model, _wanted_budgets(args, model.config))
+    config = model.config
+    height, width = config.image_height_width
+    if height != width:
+        raise ValueError(f"clips must be square: give --size, the model's image_size is {config.image_size}")
+    settings = {"num_frames": config.num_frames, "size": {"shortest_edge": height}, "patch_size": config.patch_size}
+    if args.model_name_or_path:
+        hub = {"revision": args.revision, "cache_dir": args.cache_dir}
+        return model, FluxViTVideoProcessor.from_pretrained(args.model_name_or_path, **hub, **settings)
+    return model, FluxViTVideoProcessor(**settings)
+
+
+def _pretrained_model(args: FinetuneArguments, labels: list[str], changes: dict) -> FluxViTForVideoClassification:
+    hub = {"revision": args.revision, "cache_dir": args.cache_dir}
+    known = FluxViTConfig.from_pretrained(args.model_name_or_path, **hub).id2label
+    same_labels = set(known.values()) == set(labels)
+    if same_labels:
+        labels = [known[index] for index in range(len(known))]  # its classifier's order
+    # A classifier for another number of labels does not fit and starts anew; so must one for other labels.
+    model = FluxViTForVideoClassification.from_pretrained(
+        args.model_name_or_path,
+        ignore_mismatched_sizes=True,
+        **hub,
+        **changes,
+        **_label_fields(labels),
+        **_attention(args),
+    )
+    if not same_labels:
+        logger.info(f"new classifiers: the checkpoint's {len(known)} labels are not the data's {len(labels)}")
+        for classifier in model.classifiers:
+            nn.init.trunc_normal_(classifier.weight, std=model.config.initializer_range)
+            nn.init.zeros_(classifier.bias)
+    return model
+
+
+def _attention(args: FinetuneArguments) -> dict[str, str]:
+    return {} if args.attn_implementation is None else {"attn_implementation": args.attn_implementation}
+
+
+def _label_fields(labels: list[str]) -> dict[str, dict]:
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
+
+
+def _budget_fields(args: FinetuneArguments, given: dict) -> dict[str, Any]:
+    budgets = sorted(args.token_budgets or given.get("token_budgets", []), reverse=True)
+    return {"token_budgets": budgets, "token_budget": budgets[0]} if budgets else {}
+
+
+def _wanted_budgets(args: FinetuneArguments, config: FluxViTConfig) -> list[int]:
+    if args.token_budgets:
+        return sorted(set(args.token_budgets), reverse=True)
+    if args.objective == "single":  # the official script's choice among three: the middle one
+        return [config.token_budgets[len(config.token_budgets) // 2]]
+    return config.token_budgets
+
+
+def add_lora(model: FluxViTForVideoClassification, args: FinetuneArguments) -> PeftModel:
+    """Puts low-rank updates into the layers, which else are frozen, as are the embeddings; heads are trained.
+
+    Returns:
+        peft's view of the model, which itself is changed in place.
+    """
+    config = LoraConfig(
+        r=args.lora_rank,
+        lora_alpha=args.lora_alpha or 2 * args.lora_rank,
+        lora_dropout=args.lora_dropout,
+        target_modules=[f"layer.{i}.{name}" for i in range(model.config.num_hidden_layers) for name in LORA_TARGETS],
+    )
+    adapted = get_peft_model(model, config)
+    for head in (model.fluxvit.projectors, model.fc_norm, model.classifiers, model.alignment_decoders):
+        head.requires_grad_(True)
+    return adapted
+
+
+def build_objective(model: FluxViTForVideoClassification, args: FinetuneArguments) -> FluxObjective:
+    if args.objective == "single":
+        return FluxSingle(model)
+    return FluxMulti(model, args.alignment_weight)
+
+
+def export_model(
+    directory: Path, collected: dict[str, Any], args: FinetuneArguments, config: FluxViTConfig, processor
+) -> None:
+    """Saves the model of a collected state, averaged if an average is kept, low-rank updates merged, and processor."""
+    weights = {**collected["objective"], **(collected["ema"] or {})}
+    weights = {name.removeprefix("model."): weight for name, weight in weights.items()}
+    model = FluxViTForVideoClassification(config)
+    if args.lora_rank:
+        adapted = add_lora(model, args)
+        model.load_state_dict(weights)
+        adapted.save_pretrained(directory / "adapter")
+        model = adapted.merge_and_unload()
+    else:
+        model.load_state_dict(weights)
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)

@@ -1,0 +1,160 @@
+# Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
+"""Training objectives as modules around the model, so that the hooks of DDP and FSDP see one forward a step.
+
+Every trainable parameter gets a gradient at every step: a model is first given exactly the heads its objective trains
+(`with_token_budgets`), so no distributed wrapper has to look for unused ones.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import ModelOutput
+
+from flux_hf.modeling_fluxvit import FluxViTForVideoClassification
+
+
+@dataclass
+class ObjectiveOutput(ModelOutput):
+    """What an objective returns.
+
+    Args:
+        loss: Scalar, where targets were given.
+        logits: (B, num_labels), where none were.
+        cross_entropies: (budgets,) detached, where targets were given.
+        alignment: Scalar, detached, where targets were given.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    cross_entropies: Tensor | None = None
+    alignment: Tensor | None = None
+
+
+def with_token_budgets(model: FluxViTForVideoClassification, token_budgets: list[int]) -> FluxViTForVideoClassification:
+    """The model with one projector and classifier for each of `token_budgets`, each a copy of the one trained nearest.
+
+    Alignment decoders are copied in the same way where the model has some; the first budgets of a model without any
+    get new ones. The encoder is shared with `model`, not copied.
+
+    Args:
+        model: Any FluxViT or InternVideo2 classifier.
+        token_budgets: Falling, as in the config.
+
+    Raises:
+        ValueError: the budgets are not falling whole numbers of at least 1.
+    """
+    old = model.config
+    if list(token_budgets) == old.token_budgets:
+        return model
+    values = {**old.to_dict(), "token_budgets": list(token_budgets), "token_budget": _default_budget(token_budgets)}
+    config = type(old)(**values)
+    config._attn_implementation = old._attn_implementation
+    sources = [model.fluxvit.resolve_head(budget) for budget in config.token_budgets]
+    new = FluxViTForVideoClassification(config)
+    projectors = [copy.deepcopy(model.fluxvit.projectors[source]) for source in sources]
+    new.fluxvit.embeddings, new.fluxvit.encoder = model.fluxvit.embeddings, model.fluxvit.encoder
+    new.fluxvit.projectors = nn.ModuleList(projectors)
+    new.fc_norm, new.dropout = model.fc_norm, model.dropout
+    new.classifiers = nn.ModuleList([copy.deepcopy(model.classifiers[source]) for source in sources])
+    if len(model.alignment_decoders):
+        nearest = [max(source, 1) - 1 for source in sources[1:]]
+        new.alignment_decoders = nn.ModuleList([copy.deepcopy(model.alignment_decoders[index]) for index in nearest])
+    return new.train(model.training)
+
+
+def _default_budget(token_budgets: list[int]) -> int:
+    return sorted(token_budgets, reverse=True)[min(1, len(token_budgets) - 1)]
+
+
+class FluxObjective(nn.Module):
+    """Base of the objectives: sum over the model's token budgets of the classification loss, each through its head.
+
+    Args:
+        model: Its `config.token_budgets` are trained; `config.problem_type` "multi_label_classification" makes the loss
+            binary cross entropy, everything else cross entropy with soft targets.
+    """
+
+    def __init__(self, model: FluxViTForVideoClassification, alignment_weight: float = 0.0):
+        super().__init__()
+        if alignment_weight < 0:
+            raise ValueError(f"alignment_weight must not be negative, got {alignment_weight}")
+        self.model, self.alignment_weight = model, alignment_weight
+        if not alignment_weight:
+            model.alignment_decoders.requires_grad_(False)
+
+    def classification_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean over the batch; logits (B, C), targets (B, C) of probabilities. In float32 whatever the logits are."""
+        if self.model.config.problem_type == "multi_label_classification":
+            return nn.functional.binary_cross_entropy_with_logits(logits.float(), targets.float())
+        return nn.functional.cross_entropy(logits.float(), targets.float())
+
+    def forward(
+        self, pixel_values_videos: Tensor, targets: Tensor | None = None, token_budget: int | None = None
+    ) -> ObjectiveOutput:
+        """The training loss, or the logits at one budget: both go through here, where distributed wrappers hook in.
+
+        Args:
+            pixel_values_videos: (B, T, 3, H, W), normalised.
+            targets: (B, C) of probabilities; None asks for logits.
+            token_budget: For the logits; None for the model's default.
+        """
+        if targets is None:
+            return ObjectiveOutput(logits=self.model(pixel_values_videos, token_budget=token_budget).logits)
+        budgets = self.model.config.token_budgets
+        heads = range(len(budgets))
+        outputs = self.model.fluxvit.encode_at_budgets(pixel_values_videos, budgets, heads)
+        pooled = [output.pooler_output for output in outputs]
+        losses = [
+            self.classification_loss(self.model.classify(feature, head), targets)
+            for feature, head in zip(pooled, heads, strict=True)
+        ]
+        alignment = self.alignment(pooled)
+        loss = sum(losses) + self.alignment_weight * alignment
+        return ObjectiveOutput(loss=loss, cross_entropies=torch.stack(losses).detach(), alignment=alignment.detach())
+
+    def alignment(self, pooled: list[Tensor]) -> Tensor:
+        """Scalar: 0 where nothing is aligned."""
+        return pooled[0].new_zeros(())
+
+
+class FluxSingle(FluxObjective):
+    """Flux-Single: one token budget, one head. Source: official code; with one fixed clip shape, plain fine-tuning.
+
+    Raises:
+        ValueError: the model has several heads.
+    """
+
+    def __init__(self, model: FluxViTForVideoClassification):
+        if len(model.config.token_budgets) != 1:
+            raise ValueError(f"FluxSingle trains one budget, the model has {model.config.token_budgets}")
+        super().__init__(model)
+
+
+class FluxMulti(FluxObjective):
+    """Flux-Multi: every budget's cross entropy, and each smaller budget's feature aligned to the largest's.
+
+    L = sum_k CE_k + weight * sum_{k>0} SmoothL1(decode_k(f_k), stopgrad(f_0)), both L2-normalised, mean over batch and
+    channels. Source: official code, paper Table 5 and Figure 6.
+
+    Args:
+        model: With two or more budgets.
+        alignment_weight: 1 as published; 0 leaves alignment out.
+
+    Raises:
+        ValueError: the model has a single budget, or a negative weight.
+    """
+
+    def __init__(self, model: FluxViTForVideoClassification, alignment_weight: float = 1.0):
+        if len(model.config.token_budgets) < 2:
+            raise ValueError(f"FluxMulti trains two budgets or more, the model has {model.config.token_budgets}")
+        super().__init__(model, alignment_weight)
+
+    def alignment(self, pooled: list[Tensor]) -> Tensor:
+        """Sum over the smaller budgets of the distance to the largest's feature; features in float32."""
+        if not self.alignment_weight:
+            return super().alignment(pooled)
+        target = nn.functional.normalize(pooled[0].detach().float(), dim=-1)
+        decoded = [self.model.align(feature, head).float() for head, feature in enumerate(pooled) if head > 0]
+        return sum(nn.functional.smooth_l1_loss(feature, target) for feature in decoded)

@@ -1,0 +1,142 @@
+# Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
+"""AdamW with layer-wise learning rates, cosine schedule with warm-up, and an exponential moving average of weights.
+
+Source of rules and figures: the official fine-tuning code and the paper's Table 15.
+"""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from flux_hf.modeling_fluxvit import FluxViTForVideoClassification
+
+
+BASE_BATCH_SIZE = 256
+
+
+def scaled_learning_rate(base: float, global_batch_size: int, num_sample: int) -> float:
+    """`base` times clips a step (all processes, accumulation, and copies of a clip) over 256."""
+    return base * global_batch_size * num_sample / BASE_BATCH_SIZE
+
+
+def layer_scales(num_hidden_layers: int, layer_decay: float) -> list[float]:
+    """Learning rate factor of each depth, 0 (embeddings) to num_hidden_layers + 1 (heads): decay^(last - depth).
+
+    Raises:
+        ValueError: a decay outside (0, 1].
+    """
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay must lie in (0, 1], got {layer_decay}")
+    last = num_hidden_layers + 1
+    return [layer_decay ** (last - depth) for depth in range(last + 1)]
+
+
+def parameter_groups(
+    model: FluxViTForVideoClassification, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
+) -> list[dict]:
+    """Optimiser groups of the trainable parameters, one for each (depth, decayed or not); the model answers both."""
+    scales = layer_scales(model.config.num_hidden_layers, layer_decay)
+    groups: dict[tuple[int, bool], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = (model.parameter_depth(name), model.takes_weight_decay(name, parameter))
+            groups.setdefault(key, []).append(parameter)
+    return [
+        {
+            "params": groups[depth, decays],
+            "lr": learning_rate * scales[depth],
+            "weight_decay": weight_decay if decays else 0.0,
+        }
+        for depth, decays in sorted(groups)
+    ]
+
+
+def cosine_schedule(
+    optimizer: torch.optim.Optimizer,
+    peak: float,
+    num_warmup_steps: int,
+    num_training_steps: int,
+    warmup_from: float = 0.0,
+    minimum: float = 0.0,
+) -> LambdaLR:
+    """Linear from `warmup_from` to `peak`, reached at the last warm-up step, then a cosine down to `minimum`.
+
+    Each group follows in proportion to its own rate. Not to be prepared by Accelerate: it counts optimiser steps.
+
+    Args:
+        peak: What the groups' rates are fractions of.
+        warmup_from: Rate of the first step.
+        minimum: Rate the cosine ends at, a step after the last.
+
+    Raises:
+        ValueError: no steps, or more warm-up than steps.
+    """
+    if num_training_steps < 1 or not 0 <= num_warmup_steps <= num_training_steps:
+        given = f"{num_warmup_steps} and {num_training_steps}"
+        raise ValueError(f"num_warmup_steps must lie in [0, num_training_steps], got {given}")
+
+    def factor(step: int) -> float:
+        if step < num_warmup_steps:
+            share = step / max(num_warmup_steps - 1, 1)
+            return (warmup_from + share * (peak - warmup_from)) / peak if num_warmup_steps > 1 else 1.0
+        share = (step - num_warmup_steps) / max(num_training_steps - num_warmup_steps, 1)
+        return (minimum + 0.5 * (peak - minimum) * (1 + math.cos(math.pi * min(share, 1.0)))) / peak
+
+    return LambdaLR(optimizer, factor)
+
+
+class ExponentialMovingAverage:
+    """Averages of a module's parameters, `average = decay * average + (1 - decay) * parameter` at each update.
+
+    Sharded parameters (DTensors) are averaged shard by shard. Parameters that are not trained are left out.
+
+    Args:
+        module: Its parameters are averaged; must be on its final device and sharded already.
+        decay: In (0, 1).
+
+    Raises:
+        ValueError: a decay outside (0, 1).
+    """
+
+    def __init__(self, module: nn.Module, decay: float):
+        if not 0 < decay < 1:
+            raise ValueError(f"the decay of the moving average must lie in (0, 1), got {decay}")
+        self.decay = decay
+        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.averages = {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        torch._foreach_lerp_(list(self.averages.values()), self._current(), 1 - self.decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchanges averages and parameters in place; a second call undoes it."""
+        for average, parameter in zip(self.averages.values(), self._current(), strict=True):
+            kept = parameter.clone()
+            parameter.copy_(average)
+            average.copy_(kept)
+
+    def _current(self) -> list[Tensor]:
+        return [parameter.detach() for parameter in self.parameters.values()]
+
+
+def freeze_layers(model: FluxViTForVideoClassification, num_layers: int) -> None:
+    """Freezes the embeddings and the first `num_layers - 1` layers, or nothing for 0: depths below `num_layers`.
+
+    Raises:
+        ValueError: more than there are.
+    """
+    deepest = model.config.num_hidden_layers + 1
+    if not 0 <= num_layers <= deepest:
+        raise ValueError(f"freeze_layers must lie in [0, {deepest}], got {num_layers}")
+    for name, parameter in model.named_parameters():
+        if model.parameter_depth(name) < num_layers:
+            parameter.requires_grad_(False)
+
+
+def count_parameters(parameters: Iterable[Tensor]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
