@@ -8,6 +8,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from .augment import AUGMENT_PRESETS
+from .data import SAMPLING_RULES
 from .sampling import SAMPLING_PRESETS
 
 
@@ -53,9 +54,13 @@ class DataArguments:
     dataset_config_name: str | None = _flag(None, "configuration of that data set")
     streaming: bool = _flag(False, "stream --dataset_name instead of downloading it")
     data_root: str | None = _flag(None, "folder that the csv's paths are relative to; the csv's own if not given")
-    sampling_rule: str | None = _flag(None, "how training frames are drawn; by the kind of data if not given", None)
+    sampling_rule: str | None = _flag(
+        None, "how training frames are drawn; by the kind of data if not given", [None, *SAMPLING_RULES]
+    )
     multi_label: bool = _flag(False, "several labels a clip ('a|b'), binary cross entropy")
-    max_train_samples: int | None = _flag(None, "use only so many training clips")
+    max_train_samples: int | None = _flag(
+        None, "use only so many clips; of a stream, so many an epoch"
+    )
     max_eval_samples: int | None = _flag(None, "use only so many validation clips")
     frame_cache: str | None = _flag(None, "folder where each clip's frames are kept once decoded")
     frame_cache_short_side: int | None = _flag(None, "short side, in pixels, of the kept frames")
@@ -212,6 +217,8 @@ def check_arguments(args: FinetuneArguments) -> None:
         raise ValueError(f"give one of --train_data and --dataset_name, got {given}")
     if args.streaming and args.dataset_name is None:
         raise ValueError("--streaming needs --dataset_name")
+    if args.streaming and args.max_train_samples is None:
+        raise ValueError("--streaming needs --max_train_samples: the clips of an epoch, for a stream has no length")
     custom = [name for name in ("frames", "sizes", "token_window") if getattr(args, name) is not None]
     if args.sampling == "custom" and len(custom) < 3:
         raise ValueError(f"--sampling custom needs --frames, --sizes and --token_window, got only {custom}")

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+import PIL.Image
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -60,7 +61,9 @@ class RandAugment:
                 raise ValueError(f"rand_augment {text!r}: cannot read {part!r}; a form is 'rand-m7-n4-mstd0.5-inc1'")
             values[match[1]] = float(match[2])
         if head != "rand" or values.pop("inc", 0) != 1:
-            raise ValueError(f"rand_augment {text!r} must start with 'rand-' and have 'inc1': no other set of operations")
+            raise ValueError(
+                f"rand_augment {text!r} must start with 'rand-' and have 'inc1': no other set of operations"
+            )
         if values.get("m", 0) > 10 or values.get("p", 0) > 1 or values.get("n", 1) != max(1, int(values.get("n", 1))):
             raise ValueError(f"rand_augment {text!r}: m must lie in 0..10, p in 0..1, n be a whole number above 0")
         settings = {names[key]: value for key, value in values.items()}
@@ -110,7 +113,12 @@ class AugmentConfig:
         for name in ("hflip", "erasing", "brightness", "contrast"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in 0..1, got {getattr(self, name)}")
-        for name, upper in (("crop_scale", 1), ("crop_ratio", math.inf), ("erasing_area", 1), ("erasing_ratio", math.inf)):
+        for name, upper in (
+            ("crop_scale", 1),
+            ("crop_ratio", math.inf),
+            ("erasing_area", 1),
+            ("erasing_ratio", math.inf),
+        ):
             ends = getattr(self, name)
             if ends is not None and not (len(ends) == 2 and 0 < ends[0] <= ends[1] <= upper):
                 raise ValueError(f"{name} must be two values in increasing order, above 0, at most {upper}, got {ends}")
@@ -337,7 +345,9 @@ class ClipAugment:
 
     def _normalize(self, frames: Tensor) -> Tensor:
         """(T, S, S, 3) uint8 to (T, 3, S, S) float32, contiguous."""
-        mean, std = (torch.tensor(values, device=frames.device).view(3, 1, 1) for values in (self.config.mean, self.config.std))
+        mean, std = (
+            torch.tensor(values, device=frames.device).view(3, 1, 1) for values in (self.config.mean, self.config.std)
+        )
         values = frames.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         return values.mul_(1 / (255 * std)).sub_(mean / std)
 
@@ -465,7 +475,8 @@ def _statistical_table(op: _Op, levels: Tensor, counts: Tensor) -> Tensor:
     if op.name == "AutoContrast":
         low = torch.where(present, levels, 255).amin(-1, keepdim=True)
         high = torch.where(present, levels, 0).amax(-1, keepdim=True)
-        scale = 255.0 / (high - low).clamp(min=1).double()
+        # torch divides a number by a tensor with two roundings, a tensor by a tensor with one, as Python
+        scale = torch.full_like(low, 255).double() / (high - low).clamp(min=1)
         stretched = (levels * scale - low * scale).clamp(0, 255).long()
         return torch.where(high > low, stretched, levels)
     last = torch.where(present, levels, 0).amax(-1, keepdim=True)
@@ -482,6 +493,9 @@ _LUMA = (19595, 38470, 7471)
 def _histograms(frames: Tensor) -> Tensor:
     """(T, 3, 256) int64: how often each level occurs in each channel of each frame (T, H, W, 3)."""
     length = len(frames)
+    if frames.device.type == "cpu":  # Pillow counts four times as fast as torch
+        counts = [PIL.Image.fromarray(frame).histogram() for frame in frames.numpy()]
+        return torch.tensor(counts).view(length, 3, 256)
     offsets = torch.arange(0, length * 768, 256, dtype=torch.int32, device=frames.device).view(length, 1, 1, 3)
     return torch.bincount((frames + offsets).view(-1), minlength=length * 768).view(length, 3, 256)
 
@@ -546,18 +560,13 @@ def _matrix(op: _Op, size: tuple[int, int]) -> tuple[float, ...]:
     return cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y
 
 
-def _bilinear(offset: Tensor) -> list[Tensor]:
-    return [1 - offset, offset]
-
-
-def _bicubic(offset: Tensor) -> list[Tensor]:
-    """Weights of the four pixels around; Pillow's kernel, whose slope at a pixel is the difference of its neighbours."""
-    square, cube = offset * offset, offset * offset * offset
-    return [2 * square - cube - offset, cube - 2 * square + 1, offset + square - cube, cube - square]
-
-
-# Weights by offset (0 to 1) behind the left one of the two middle pixels, and how many pixels come before that one.
-_KERNELS = {"bilinear": (_bilinear, 0), "bicubic": (_bicubic, 1)}
+# Weights of the pixels around a position, as polynomials in its distance (0 to 1) from the pixel before it: entry [p][k]
+# belongs to power p and pixel k. Bicubic is Pillow's: the slope at a pixel is the difference of its two neighbours.
+_KERNELS = {
+    "bilinear": ((1.0, 0.0), (-1.0, 1.0)),
+    "bicubic": ((0.0, 1.0, 0.0, 0.0), (-1.0, 0.0, 1.0, 0.0), (2.0, -2.0, 1.0, -1.0), (-1.0, 1.0, -1.0, 1.0)),
+}
+_BORDER = 2  # pixels repeated around the table, so that every pixel of the frame has the neighbours the kernels ask for
 
 
 @dataclass(frozen=True)
@@ -590,37 +599,53 @@ class _Warp:
         return (a * x + b * y if b else a * x) + c, (d * x + e * y if d else e * y) + f
 
     def apply(self, frames: Tensor, source: _Region, target: _Region, size: tuple[int, int]) -> Tensor:
-        options = {"dtype": torch.float64, "device": frames.device}
-        y = torch.arange(target.height, **options)[:, None] + (target.top + 0.5)
-        x = torch.arange(target.width, **options) + (target.left + 0.5)
+        length, shape, device = len(frames), (target.height, target.width), frames.device
+        y = torch.arange(target.height, dtype=torch.float64, device=device)[:, None] + (target.top + 0.5)
+        x = torch.arange(target.width, dtype=torch.float64, device=device)[None, :] + (target.left + 0.5)
         x, y = self._look(x, y)
         outside = (x < 0) | (x >= size[1]) | (y < 0) | (y >= size[0])
-        places_y, weights_y = self._taps(y, source.top, source.height)
-        places_x, weights_x = self._taps(x, source.left, source.width)
-        shape = (target.height * target.width, -1)
-        places = (places_y[..., :, None] * source.width + places_x[..., None, :]).reshape(shape)
-        weights = (weights_y[..., :, None] * weights_x[..., None, :]).reshape(shape)
-        length = len(frames)
-        table = torch.empty((source.height, source.width, 3, length), device=frames.device)
-        for index, frame in enumerate(frames):
-            table[..., index] = frame
-        sums = F.embedding_bag(places, table.view(-1, 3 * length), mode="sum", per_sample_weights=weights)
-        sums = sums.view(target.height, target.width, 3, length).add_(0.5).clamp_(0, 255)
-        sums[outside] = torch.tensor(self.fill, dtype=torch.float32, device=frames.device)[:, None]
-        out = torch.empty((length, target.height, target.width, 3), dtype=torch.uint8, device=frames.device)
+        rows, powers_y, kernel_y = self._taps(y.expand(shape), source.top, source.height)
+        columns, powers_x, kernel_x = self._taps(x.expand(shape), source.left, source.width)
+        taps_y, taps_x = kernel_y.shape[1], kernel_x.shape[1]
+        # one row a new pixel, one column a tap: rows outer, columns inner
+        weights = powers_x.t() @ kernel_x.repeat(1, taps_y)
+        weights *= powers_y.t() @ kernel_y.repeat_interleave(taps_x, 1)
+        stride = source.width + 2 * _BORDER
+        steps = torch.arange(taps_y, dtype=torch.int32)[:, None] * stride + torch.arange(taps_x, dtype=torch.int32)
+        places = (rows * stride + columns)[:, None] + steps.view(-1).to(device)
+        sums = F.embedding_bag(places, _pixel_table(frames), mode="sum", per_sample_weights=weights)
+        sums = sums.add_(2**-10).clamp_(0, 255).view(*shape, 3, length)  # to be cut, not rounded, as in Pillow
+        sums[outside] = torch.tensor(self.fill, dtype=torch.float32, device=device)[:, None]
+        out = torch.empty((length, *shape, 3), dtype=torch.uint8, device=device)
         for index, frame in enumerate(out):
             frame.copy_(sums[..., index])
         return out
 
-    def _taps(self, position: Tensor, start: int, length: int) -> tuple[Tensor, Tensor]:
-        """Pixels (..., n) int32 within a region and their weights (..., n) float32; one where positions are pixels."""
-        kernel, before = _KERNELS[self.interpolation]
-        position = position - 0.5
+    def _taps(self, position: Tensor, start: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
+        """For N positions along an axis: the first pixel (N,) int32 of those that are weighed, counted in a table that
+        begins at `start`; powers (P, N) of the distance from the pixel before; and the kernel (P, number of pixels)."""
+        position = position.reshape(-1) - 0.5
         first = position.floor()
-        offset = (position - first).to(torch.float32)
-        first = first.to(torch.int32) - start
-        if not bool(offset.any()):
-            return first.clamp_(0, length - 1)[..., None], torch.ones_like(offset)[..., None]
-        weights = torch.stack(kernel(offset), -1)
-        steps = torch.arange(weights.shape[-1], dtype=torch.int32, device=position.device) - before
-        return (first[..., None] + steps).clamp_(0, length - 1), weights
+        distance = (position - first).to(torch.float32)
+        kernel = torch.tensor(_KERNELS[self.interpolation], device=position.device)
+        before = kernel.shape[1] // 2 - 1
+        if not bool(distance.any()):  # whole pixels: an axis that stays
+            kernel, before = kernel.new_ones(1, 1), 0
+        powers = [torch.ones_like(distance)]
+        while len(powers) < len(kernel):
+            powers.append(powers[-1] * distance)
+        first = first.to(torch.int32) + (_BORDER - start - before)
+        return first.clamp_(0, length + 2 * _BORDER - kernel.shape[1]), torch.stack(powers), kernel
+
+
+def _pixel_table(frames: Tensor) -> Tensor:
+    """((H + 4) (W + 4), 3 T) float32: a row a pixel of frames (T, H, W, 3), with the outermost ones repeated around."""
+    length, height, width, _ = frames.shape
+    options = {"dtype": torch.float32, "device": frames.device}
+    table = torch.empty((height + 2 * _BORDER, width + 2 * _BORDER, 3, length), **options)
+    inner = table[_BORDER:-_BORDER, _BORDER:-_BORDER]
+    for index, frame in enumerate(frames):
+        inner[..., index] = frame
+    table[:_BORDER, _BORDER:-_BORDER], table[-_BORDER:, _BORDER:-_BORDER] = inner[:1], inner[-1:]
+    table[:, :_BORDER], table[:, -_BORDER:] = table[:, _BORDER, None], table[:, -_BORDER - 1, None]
+    return table.view(-1, 3 * length)

@@ -51,9 +51,9 @@ SAMPLING_RULES = ("kinetics", "ssv2", "center")
 MAX_TRIES = 20  # clips tried for one place of a batch; nearly all of a set must be bad for so many to fail
 CHUNK_FRAMES = 256  # read at once where a whole clip is wanted: a minute of 1080p would take 11 GB
 
-# Last word of a seed, so that draws for different ends differ. None is 0: numpy pads seeds with zeros, and a shorter
-# seed would equal a longer one.
-_FOR_FRAMES, _FOR_AUGMENT, _FOR_REPLACEMENT, _FOR_STREAM = 1, 2, 3, 4
+# The fifth and last word of a seed, so that draws for different ends differ, from those of the sampler too. None is 0:
+# numpy pads seeds with zeros, and a shorter seed would equal a longer one.
+_FOR_FRAMES, _FOR_AUGMENT, _FOR_REPLACEMENT, _FOR_STREAM = 2, 3, 4, 5
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -301,7 +301,10 @@ def read_clips(
     path = Path(source)
     if path.is_file() and not hub:
         clips = _table_clips(path, root, split, frame_template, label_column or "label", labelled, verify)
-        return [replace(clip, label=_split_label(path, clip)) for clip in clips] if multi_label else clips
+        if multi_label:
+            clips = [replace(clip, label=_split_label(path, clip)) for clip in clips]
+        _check_root(path, clips)
+        return clips
     kind = _kind_of_folder(path, split) if path.is_dir() and not hub else "datasets"
     if kind == "classes":
         if split is not None and not (path / split).is_dir():
@@ -419,7 +422,6 @@ def _table_clips(
             clips.append(FrameFolder(name, label, file, int(row["total_frames"]), frame_template))
         else:
             raise ValueError(f"total_frames must be a number of frames, got {row['total_frames']!r} in {place}")
-    _check_root(path, folder, clips)
     return clips
 
 
@@ -432,12 +434,12 @@ def _split_label(path: Path, clip: Clip) -> Label:
     return labels
 
 
-def _check_root(path: Path, folder: Path, clips: Sequence[VideoFile | FrameFolder]) -> None:
+def _check_root(path: Path, clips: Sequence[VideoFile | FrameFolder]) -> None:
     """A wrong root would fail at every clip, one by one. A few of them tell."""
     some = clips[:: max(1, len(clips) // 16)]
     if not any("://" in clip.path or os.path.exists(clip.path) for clip in some):
         raise FileNotFoundError(
-            f"of {len(some)} clips of {path} none is in {folder}, for one {some[0].path}; is the root right?"
+            f"none of {len(some)} clips of {path} is where root says, for one {some[0].path}; is the root right?"
         )
 
 
@@ -456,11 +458,9 @@ def _kind_of_folder(path: Path, split: str | None) -> str:
         return "datasets"
     if (path / "data").is_dir() and any((path / "data").glob("*.parquet")):
         return "datasets"
-    splits = [
-        name for name in names if name in ("train", "val", "valid", "validation", "test") and (path / name).is_dir()
-    ]
-    if splits and split is None and len(splits) == sum((path / name).is_dir() for name in names):
-        raise ValueError(f"{path} has the splits {sorted(splits)}: choose one")
+    folders = {name for name in names if (path / name).is_dir() and not name.startswith(".")}
+    if split is None and folders and folders <= {"train", "val", "valid", "validation", "test"}:
+        raise ValueError(f"{path} has the splits {sorted(folders)}: choose one")
     return "classes"
 
 
@@ -831,7 +831,7 @@ class ClipDataset(torch.utils.data.Dataset):
     def _candidates(self, index: int) -> Iterator[int]:
         """The clip itself, then others in a random order, up to MAX_TRIES in all."""
         yield index
-        rng = np.random.default_rng([self._maker.seed, index, _FOR_REPLACEMENT])
+        rng = np.random.default_rng([self._maker.seed, 0, index, 0, _FOR_REPLACEMENT])
         tried = {index}
         while len(tried) < min(len(self.clips), MAX_TRIES):
             candidate = int(rng.integers(len(self.clips)))
@@ -859,8 +859,8 @@ class StreamingClips(torch.utils.data.IterableDataset):
     """Batches of a streamed `datasets` set, each as `collate` gives it: for a `DataLoader` with `batch_size=None`.
 
     The set may be larger than the disk, and its length unknown, so an epoch is `num_batches` batches for each process;
-    one whose share ends earlier begins it anew, in another order. Each process has its share already: the loader must
-    not be split among processes again (`accelerator.prepare` would).
+    one whose share ends earlier goes on with a share of the set shuffled anew. Each process has its share already: the
+    loader must not be split among processes again (`accelerator.prepare` would).
 
     Worker w of W builds every W-th batch from the w-th on, and passes over the other workers' clips undecoded: the
     batches do not depend on the number of workers. Where reading what is passed over is dear (contents inside the
@@ -944,15 +944,16 @@ class StreamingClips(torch.utils.data.IterableDataset):
             examples.skip(first * self.batch_size)
             skipped = (num_workers - 1) * self.batch_size
         for step in range(first, self.num_batches, num_workers):
+            if step > first:
+                examples.skip(skipped)
             yield self._batch(epoch, step, examples)
-            examples.skip(skipped)
 
     def _examples(self, epoch: int, share: int, num_shares: int) -> Iterator[dict[str, Any]]:
         """The rows of a share, without end."""
         for lap in itertools.count():
             stream = self.stream
             if self.buffer_size:
-                order = np.random.default_rng([self._maker.seed, epoch, lap, _FOR_STREAM])
+                order = np.random.default_rng([self._maker.seed, epoch, lap, 0, _FOR_STREAM])
                 stream = stream.shuffle(generator=order, buffer_size=self.buffer_size)
             stream = split_dataset_by_node(stream, share, num_shares)
             empty = True
@@ -1041,10 +1042,10 @@ class CachedClip(Clip):
 
     def read(self, sampler: FrameSampler) -> Tensor:
         try:
-            frames = np.load(self.path, mmap_mode="r", allow_pickle=False)
+            frames = np.lib.format.open_memmap(self.path, mode="r")
         except ValueError as error:
             raise VideoDecodeError(self.path, f"a damaged file of the cache ({error})") from error
-        return torch.from_numpy(np.array(frames[_chosen(self.path, sampler, len(frames))]))
+        return torch.from_numpy(np.asarray(frames[_chosen(self.path, sampler, len(frames))]))
 
     def identity(self) -> list:
         return _file_identity(self.path)
@@ -1074,7 +1075,7 @@ def cache_clips(
 
     A file is named by its clip's content (path, size and time of change) and the settings, so that one written by
     another process or run is used, and a clip that has changed is decoded anew. Several processes may work at once.
-    A clip takes N x 3 x H x W bytes: 3 GB for a thousand clips of 64 frames of 128 pixels.
+    A clip takes N x 3 x H x W bytes: 3 GB for a thousand clips of 64 frames of 128 x 128 pixels.
 
     Args:
         clips: What to cache.

@@ -16,15 +16,15 @@ import shutil
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
+from accelerate.utils import DistributedType, ProjectConfiguration, gather_object, set_seed
 from huggingface_hub import HfApi
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -49,7 +49,18 @@ from .checkpoint import (
     save_checkpoint,
     write_json,
 )
-from .data import Clip, ClipDataset, FailureLog, cache_clips, collate, label_names, read_clips
+from .data import (
+    Clip,
+    ClipDataset,
+    FailureLog,
+    StreamingClips,
+    cache_clips,
+    collate,
+    label_names,
+    open_stream,
+    read_clips,
+    stream_label_names,
+)
 from .inference import EvalPoint, evaluate_scores, label_targets, predict_clips
 from .model import add_lora, build_model, build_objective, export_model
 from .optim import (
@@ -73,59 +84,123 @@ MAX_SKIPPED_IN_A_ROW = 20
 # Data ----------------------------------------------------------------------------------------------------------------
 
 
-def load_clips(args: FinetuneArguments) -> tuple[list[Clip], list[Clip]]:
-    """Training and validation clips (none if not asked for)."""
-    options = {"root": args.data_root, "multi_label": args.multi_label, "verify": not args.no_verify}
-    if args.dataset_name:
-        options.update(dataset_config=args.dataset_config_name, hub=True)
-    source = args.dataset_name or args.train_data
-    train = read_clips(source, split=args.train_split, **options)[: args.max_train_samples]
-    held_out: list[Clip] = []
-    if args.validation_data or args.validation_split:
-        held_out = read_clips(args.validation_data or source, split=args.validation_split, **options)
-    return train, held_out[: args.max_eval_samples]
+def training_source(args: FinetuneArguments) -> str:
+    return args.dataset_name or args.train_data
+
+
+def list_clips(args: FinetuneArguments, source: str, split: str | None, limit: int | None) -> list[Clip]:
+    """The clips of a source; if they are to be fewer, evenly spread over its list, which may be sorted by class."""
+    clips = read_clips(
+        source,
+        root=args.data_root,
+        split=split,
+        dataset_config=args.dataset_config_name,
+        hub=args.dataset_name is not None and source == args.dataset_name,
+        multi_label=args.multi_label,
+        verify=not args.no_verify,
+    )
+    if limit is None or limit >= len(clips):
+        return clips
+    return [clips[position * len(clips) // limit] for position in range(limit)]
+
+
+def held_out_clips(args: FinetuneArguments) -> list[Clip]:
+    """Validation clips; none if not asked for."""
+    if not (args.validation_data or args.validation_split):
+        return []
+    source = args.validation_data or training_source(args)
+    return list_clips(args, source, args.validation_split, args.max_eval_samples)
 
 
 def cached(clips: list[Clip], args: FinetuneArguments, accelerator: Accelerator) -> list[Clip]:
     """The clips with their frames kept on disk, if asked for; the machine's first process decodes them."""
-    if args.frame_cache is None:
+    if args.frame_cache is None or not clips:
         return clips
-    keep = partial(
-        cache_clips,
-        clips,
-        args.frame_cache,
-        short_side=args.frame_cache_short_side,
-        max_frames=args.frame_cache_max_frames,
-        num_workers=max(args.dataloader_num_workers, 1),
-    )
     with accelerator.local_main_process_first():
-        return keep()
+        return cache_clips(
+            clips,
+            args.frame_cache,
+            short_side=args.frame_cache_short_side,
+            max_frames=args.frame_cache_max_frames,
+            num_workers=max(args.dataloader_num_workers, 1),
+        )
 
 
-def build_sampler(args: FinetuneArguments, config: FluxViTConfig, num_clips: int, accelerator: Accelerator):
-    """This process's batches, with shapes by `--sampling`."""
+def clip_shapes(args: FinetuneArguments, config: FluxViTConfig) -> list[ClipShape]:
+    """What `--sampling` draws from."""
     if args.sampling == "fixed":
-        shapes = [ClipShape(config.num_frames, config.image_height_width[0])]
-    else:
-        preset = SAMPLING_PRESETS.get(args.sampling)
-        window = preset or FlexibleSampling(tuple(args.frames), tuple(args.sizes), tuple(args.token_window))
-        shapes = window.legal_shapes(config.patch_size, config.tubelet_size)
-    return FluxBatchSampler(
-        num_clips,
-        args.per_device_train_batch_size,
-        shapes,
-        args.seed,
-        accelerator.process_index,
-        accelerator.num_processes,
-        same_shape_on_all_ranks=not args.independent_shapes,
-    )
+        return [ClipShape(config.num_frames, config.image_height_width[0])]
+    sampling = SAMPLING_PRESETS.get(args.sampling)
+    if sampling is None:
+        sampling = FlexibleSampling(tuple(args.frames), tuple(args.sizes), tuple(args.token_window))
+    return sampling.legal_shapes(config.patch_size, config.tubelet_size)
 
 
 def build_augmentation(args: FinetuneArguments, processor: FluxViTVideoProcessor) -> ClipAugment:
     changes = {"mean": tuple(processor.image_mean), "std": tuple(processor.image_std)}
     if args.horizontal_flip is not None:
-        changes["horizontal_flip"] = args.horizontal_flip
-    return ClipAugment(AUGMENT_PRESETS[args.augmentation], **changes)
+        changes["hflip"] = args.horizontal_flip
+    return ClipAugment(replace(AUGMENT_PRESETS[args.augmentation], **changes))
+
+
+@dataclass
+class Batches:
+    """A process's training batches.
+
+    Args:
+        loader: Gives them, from where `order` was set.
+        order: Has `set_epoch(epoch, skip_batches)`.
+        num_batches: Of a whole epoch.
+        num_clips: Of an epoch, all processes together.
+    """
+
+    loader: DataLoader
+    order: FluxBatchSampler | StreamingClips
+    num_batches: int
+    num_clips: int
+
+
+def build_batches(
+    args: FinetuneArguments,
+    config: FluxViTConfig,
+    source: list[Clip] | datasets.IterableDataset,
+    augment: ClipAugment,
+    accelerator: Accelerator,
+) -> Batches:
+    """Batches of listed or streamed clips, with shapes by `--sampling`."""
+    world, per_process = accelerator.num_processes, args.per_device_train_batch_size
+    streamed = not isinstance(source, list)
+    num_clips = args.max_train_samples if streamed else len(source)
+    sampler = FluxBatchSampler(
+        num_clips,
+        per_process,
+        clip_shapes(args, config),
+        args.seed,
+        accelerator.process_index,
+        world,
+        same_shape_on_all_ranks=not args.independent_shapes,
+    )
+    samples = {
+        "label2id": config.label2id,
+        "augment": augment.on_worker if args.augment_on_device else augment,
+        "seed": args.seed,
+        "num_sample": args.num_sample,
+        "multi_label": args.multi_label,
+        "sampling_rule": args.sampling_rule,
+    }
+    loading = {
+        "num_workers": args.dataloader_num_workers,
+        "persistent_workers": args.dataloader_num_workers > 0,
+        "pin_memory": accelerator.device.type == "cuda",
+        # its own: a loader draws from the global one, which dropout needs to be where it was when resuming
+        "generator": torch.Generator(),
+    }
+    if streamed:
+        place = {"rank": accelerator.process_index, "world_size": world, "verify": not args.no_verify}
+        clips = StreamingClips(source, sampler.shape_of, per_process, len(sampler), **samples, **place)
+        return Batches(DataLoader(clips, batch_size=None, **loading), clips, len(sampler), num_clips)
+    loader = DataLoader(ClipDataset(source, **samples), batch_sampler=sampler, collate_fn=collate, **loading)
+    return Batches(loader, sampler, len(sampler), num_clips)
 
 
 # Run -----------------------------------------------------------------------------------------------------------------
@@ -142,8 +217,7 @@ class Run:
     wrapped: nn.Module  # the objective as prepared: what a training step calls
     optimizer: Any  # as prepared
     state: TrainingState
-    sampler: FluxBatchSampler
-    loader: DataLoader
+    batches: Batches
     augment: ClipAugment
     mix: MixupCutmix
     held_out: list[Clip]
@@ -180,55 +254,45 @@ def prepare_output_dir(args: FinetuneArguments, accelerator: Accelerator) -> Non
 
 def build_run(args: FinetuneArguments, accelerator: Accelerator) -> Run:
     """Data, model, objective and optimiser, prepared; resumed where asked for."""
-    train, held_out = load_clips(args)
-    labels = label_names(train)
+    if args.streaming:
+        source = open_stream(args.dataset_name, args.train_split, dataset_config=args.dataset_config_name, hub=True)
+        labels = stream_label_names(source)
+        if labels is None:
+            raise ValueError(f"--streaming needs a label column of type ClassLabel, {args.dataset_name!r} has none")
+    else:
+        source = list_clips(args, training_source(args), args.train_split, args.max_train_samples)
+        labels = label_names(source)
+    held_out = held_out_clips(args)
     model, processor = build_model(args, labels)
-    train, held_out = cached(train, args, accelerator), cached(held_out, args, accelerator)
-    config = model.config
+    label_targets(held_out, model.config)  # unknown labels are an error now, not after an epoch
+    if not args.streaming:
+        source = cached(source, args, accelerator)
     augment = build_augmentation(args, processor)
-    sampler = build_sampler(args, config, len(train), accelerator)
-    dataset = ClipDataset(
-        train,
-        config.label2id,
-        augment.on_worker if args.augment_on_device else augment,
-        seed=args.seed,
-        num_sample=args.num_sample,
-        multi_label=args.multi_label,
-        sampling_rule=args.sampling_rule,
-    )
-    loader = DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        collate_fn=collate,
-        num_workers=args.dataloader_num_workers,
-        persistent_workers=args.dataloader_num_workers > 0,
-        pin_memory=accelerator.device.type == "cuda",
-        generator=torch.Generator(),  # its own: a loader seeds its workers from the global one, which dropout needs
-    )
-    mixing = MixConfig(args.mixup, args.cutmix, args.mixup_prob, args.mixup_switch_prob, args.label_smoothing)
-    steps_per_epoch = len(sampler) // args.gradient_accumulation_steps
+    batches = build_batches(args, model.config, source, augment, accelerator)
+    steps_per_epoch = batches.num_batches // args.gradient_accumulation_steps
     if steps_per_epoch == 0:
         raise ValueError(
-            f"an epoch has {len(sampler)} batches a process, fewer than "
+            f"an epoch has {batches.num_batches} batches a process, fewer than "
             f"--gradient_accumulation_steps {args.gradient_accumulation_steps}"
         )
     total_steps = args.max_train_steps or args.num_train_epochs * steps_per_epoch
     wrapped, optimizer, state = prepare_training(args, accelerator, model, steps_per_epoch, total_steps)
-    state.fixed.update(num_clips=len(train), shapes=[[shape.num_frames, shape.size] for shape in sampler.shapes])
+    shapes = clip_shapes(args, model.config)
+    state.fixed.update(num_clips=batches.num_clips, shapes=[[shape.num_frames, shape.size] for shape in shapes])
+    mixing = MixConfig(args.mixup, args.cutmix, args.mixup_prob, args.mixup_switch_prob, args.label_smoothing)
     run = Run(
         args=args,
         accelerator=accelerator,
-        config=config,
+        config=model.config,
         processor=processor,
         wrapped=wrapped,
         optimizer=optimizer,
         state=state,
-        sampler=sampler,
-        loader=loader,
+        batches=batches,
         augment=augment,
-        mix=MixupCutmix(config.num_labels, mixing),
-        held_out=held_out,
-        failures=FailureLog(args.max_failed_share, len(train)),
+        mix=MixupCutmix(model.config.num_labels, mixing),
+        held_out=cached(held_out, args, accelerator),
+        failures=FailureLog(args.max_failed_share, batches.num_clips),
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
     )
@@ -322,8 +386,8 @@ def train(run: Run) -> None:
     )
     meter = Meter(run)
     while progress.step < run.total_steps:
-        run.sampler.set_epoch(progress.epoch, skip_batches=progress.batch)
-        for batch in run.loader:
+        run.batches.order.set_epoch(progress.epoch, skip_batches=progress.batch)
+        for batch in run.batches.loader:
             run.failures.add(batch.pop("failures"))
             progress.batch += 1
             meter.add(training_step(run, batch), batch["labels"].shape[0])
@@ -445,10 +509,17 @@ def between_steps(run: Run, end_of_epoch: bool) -> None:
         return
     if better:
         progress.best_metric, progress.best_step = metrics["eval_mean"], progress.step
+    collect_failures(run)
     run.state.extra["failures"] = run.failures.state_dict()
     checkpoint = save_checkpoint(run.output_dir, run.state, run.export, args.checkpoints_total_limit)
     if better and run.accelerator.is_main_process:
         mark_best(run.output_dir, checkpoint, metrics)
+
+
+def collect_failures(run: Run) -> None:
+    """Tells every process of the clips that the others could not read (collective)."""
+    for failures in gather_object([list(run.failures.failures.items())]):
+        run.failures.add(failures)
 
 
 # Validation ----------------------------------------------------------------------------------------------------------
@@ -514,7 +585,7 @@ def finish(run: Run) -> dict[str, Any]:
     results = {
         "train_steps": progress.step,
         "skipped_steps": progress.skipped_steps,
-        "failed_clips": run.failures.state_dict(),
+        "failed_clips": dict(run.failures.failures),
         "checkpoint": source.name,
         **next((line for line in reversed(evaluations) if f"checkpoint-{line['step']}" == source.name), {}),
     }

@@ -368,11 +368,11 @@ def label_targets(clips: Sequence[Clip], config: FluxViTConfig) -> Tensor:
         for clip, own in zip(clips, names, strict=True):
             if len(own) != 1:
                 raise ValueError(f"the model gives one label a clip, {clip.name!r} has {list(own)}")
-    ids = {name: _label_id(name, config) for own in names for name in own}
+    known = {name: index for index, name in config.id2label.items()}  # `label2id` may be missing or differ
+    ids = {name: _label_id(name, known) for own in names for name in own}
     unknown = sorted(name for name, index in ids.items() if index is None)
     if unknown:
-        known = list(config.label2id)
-        shown = f"{known[:10]} and {len(known) - 10} more" if len(known) > 10 else f"{known}"
+        shown = f"{list(known)[:10]}" + (f" and {len(known) - 10} more" if len(known) > 10 else "")
         raise ValueError(f"labels must be some of {shown}, or indices into them, got {unknown}")
     if not multi_label:
         return torch.tensor([ids[own[0]] for own in names])
@@ -382,12 +382,10 @@ def label_targets(clips: Sequence[Clip], config: FluxViTConfig) -> Tensor:
     return targets
 
 
-def _label_id(name: str, config: FluxViTConfig) -> int | None:
-    if name in config.label2id:
-        return config.label2id[name]
-    if name.isdecimal() and int(name) < config.num_labels:
-        return int(name)
-    return None
+def _label_id(name: str, known: dict[str, int]) -> int | None:
+    if name in known:
+        return known[name]
+    return int(name) if name.isdecimal() and int(name) in known.values() else None
 
 
 def accuracy(scores: Tensor, labels: Tensor, top_k: Sequence[int] = (1, 5)) -> dict[str, float]:

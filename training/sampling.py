@@ -74,9 +74,13 @@ SAMPLING_PRESETS = {
 }
 
 
+# The last word of each seed: numpy pads seeds with zeros, so that without it those of different draws could be equal.
+_FOR_ORDER, _FOR_SHAPE, _FOR_BATCH = 6, 7, 8
+
+
 def draw_shape(shapes: Sequence[ClipShape], seed: int, epoch: int, step: int, rank: int | None = None) -> ClipShape:
     """One of `shapes`, uniformly; with `rank` given, independently of other ranks."""
-    words = [seed, epoch, step] if rank is None else [seed, epoch, step, rank]
+    words = [seed, epoch, step, 0 if rank is None else rank + 1, _FOR_SHAPE]
     return shapes[np.random.default_rng(words).integers(len(shapes))]
 
 
@@ -138,7 +142,7 @@ class FluxBatchSampler(Sampler[list[ClipRequest]]):
 
     def __iter__(self) -> Iterator[list[ClipRequest]]:
         epoch = self.epoch
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.num_clips)
+        order = np.random.default_rng([self.seed, epoch, _FOR_ORDER]).permutation(self.num_clips)
         global_batch = self.batch_size * self.world_size
         for step in range(self.skipped, len(self)):
             start = step * global_batch + self.rank * self.batch_size
@@ -151,5 +155,5 @@ class FluxBatchSampler(Sampler[list[ClipRequest]]):
 
 def step_generator(seed: int, epoch: int, step: int, rank: int) -> torch.Generator:
     """The generator for what is drawn once a batch (mixup and cutmix), a function of its arguments alone."""
-    draw = np.random.default_rng([seed, epoch, step, rank, 1]).integers(2**63)
+    draw = np.random.default_rng([seed, epoch, step, rank, _FOR_BATCH]).integers(2**63)
     return torch.Generator().manual_seed(int(draw))

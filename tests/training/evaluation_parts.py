@@ -1,5 +1,9 @@
-"""A tiny checkpoint, real clips, and what the model says of a clip by another way than `training.inference`."""
+"""A tiny checkpoint, real clips, what the model says of a clip by another way than `training.inference`; processes."""
 
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -8,7 +12,7 @@ from video_files import encode
 from flux_hf import FluxViTConfig, FluxViTForVideoClassification, FluxViTVideoProcessor
 
 
-FRAME_COUNTS = (20, 31, 9, 3, 25)  # of the clips; one is shorter than any view
+FRAME_COUNTS = (20, 31, 9, 3, 25, 14)  # of the clips; one is shorter than any view
 
 
 def tiny_model(**changes) -> FluxViTForVideoClassification:
@@ -39,7 +43,7 @@ def tiny_processor(**changes) -> FluxViTVideoProcessor:
 
 def write_clips(folder: Path) -> list[Path]:
     """Videos wider than high, two of them of one stem in two folders, with dots in their names."""
-    names = ("a/clip.1.mp4", "b/clip.1.mp4", "a/second.mp4", "short.mp4", "last.mp4")
+    names = ("a/clip.1.mp4", "b/clip.1.mp4", "a/second.mp4", "short.mp4", "fifth.mp4", "last.mp4")
     for index, (name, frames) in enumerate(zip(names, FRAME_COUNTS, strict=True)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(encode("libx264", frames, size=(64, 48), first=index * 150))
@@ -52,3 +56,38 @@ def direct_scores(model, processor, path: Path, point, multi_label: bool = False
     inputs = processor(str(path), num_frames=point.num_frames, size=point.size, return_tensors="pt", **views)
     logits = model(**inputs, token_budget=point.token_budget).logits.float()
     return (logits.sigmoid() if multi_label else logits.softmax(-1)).mean(0)
+
+
+def run_on_processes(processes: int, main: Callable[[list[str]], None], arguments: list[str]) -> None:
+    """Runs a command on several CPU processes, connected as `torchrun` would."""
+    # A fork server imports once for all of them, and has no threads that a fork would lose.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([main.__module__])
+    with socket.create_server(("localhost", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    ranks = [
+        context.Process(target=_run_rank, args=(rank, processes, port, main, arguments)) for rank in range(processes)
+    ]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(300)
+        rank.kill()  # where it still runs
+        rank.join()
+    codes = [rank.exitcode for rank in ranks]
+    if any(codes):
+        raise RuntimeError(f"the processes ended with {codes}")
+
+
+def _run_rank(rank: int, processes: int, port: str, main: Callable, arguments: list[str]) -> None:
+    os.environ.update(
+        ACCELERATE_USE_CPU="true",
+        MASTER_ADDR="localhost",
+        MASTER_PORT=port,
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(processes),
+        LOCAL_WORLD_SIZE=str(processes),
+    )
+    torch.set_num_threads(1)
+    main(arguments)

@@ -1,0 +1,126 @@
+# Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
+"""What a Flux-Multi step costs against three separate passes, in time and peak memory.
+
+    python tests/benchmarks/flux_multi_step.py [--rounds 3] [--batch_size 1] [--device cpu|cuda] [--bf16] [--compile]
+
+"joint": `FluxMulti`, embedding, positions and scores once for the three budgets, the library's attention (SDPA), one
+backward pass. "separate": for each budget a forward pass with its own embedding, positions and scores, attention
+written out, cross entropy, and its own backward pass, as official code without flash-attn would do. "separate, SDPA"
+tells what of the gain is the attention's. Rounds are interleaved; peak memory is each way's own process's (CPU) or
+the allocator's (CUDA), and MFU counts three times the forward multiply-adds, two operations each, against --peak_tflops.
+"""
+
+import argparse
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+
+from flux_hf import FluxViTConfig, FluxViTForVideoClassification
+from training.objectives import FluxMulti
+
+
+WAYS = ("joint", "separate", "separate, SDPA")
+BUDGETS = (3072, 2048, 1024)
+
+
+def build(way: str, args: argparse.Namespace) -> FluxMulti:
+    torch.manual_seed(0)
+    config = getattr(FluxViTConfig, args.model)(num_labels=400, token_budgets=list(BUDGETS))
+    attention = "eager" if way == "separate" else "sdpa"
+    model = FluxViTForVideoClassification._from_config(config, attn_implementation=attention)
+    if args.compile:
+        for layer in model.fluxvit.encoder.layer:
+            layer.compile()
+    return FluxMulti(model.to(args.device)).train()
+
+
+def step(objective: FluxMulti, way: str, videos: torch.Tensor, targets: torch.Tensor, bf16: bool) -> None:
+    objective.zero_grad()
+    with torch.autocast(videos.device.type, torch.bfloat16, enabled=bf16):
+        if way == "joint":
+            loss = objective(videos, targets).loss
+    if way == "joint":
+        loss.backward()
+        return
+    for head, budget in enumerate(BUDGETS):
+        with torch.autocast(videos.device.type, torch.bfloat16, enabled=bf16):
+            logits = objective.model(videos, token_budget=budget, head=head).logits
+            loss = objective.classification_loss(logits, targets)
+        loss.backward()
+
+
+def timed(objective: FluxMulti, way: str, videos: torch.Tensor, targets: torch.Tensor, bf16: bool) -> float:
+    on_gpu = videos.is_cuda
+    if on_gpu:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    step(objective, way, videos, targets, bf16)
+    if on_gpu:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def inputs(args: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    videos = torch.randn(args.batch_size, args.num_frames, 3, args.size, args.size, generator=generator)
+    targets = torch.full((args.batch_size, 400), 1 / 400)
+    return videos.to(args.device), targets.to(args.device)
+
+
+def peak_memory(way: str, args: argparse.Namespace) -> float:
+    """GiB."""
+    if args.device != "cpu":
+        objective, data = build(way, args), inputs(args)
+        step(objective, way, *data, args.bf16)
+        torch.cuda.reset_peak_memory_stats()
+        step(objective, way, *data, args.bf16)
+        return torch.cuda.max_memory_allocated() / 2**30
+    command = [sys.executable, *sys.argv, "--only", way]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ).stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="small", choices=["small", "base"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch_size", type=int, default=1)
+    parser.add_argument("--num_frames", type=int, default=12)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--peak_tflops", type=float, help="of the device, for MFU")
+    parser.add_argument("--only", choices=WAYS, help="one step this way; prints the process's peak memory in GiB")
+    args = parser.parse_args()
+    if args.only:
+        step(build(args.only, args), args.only, *inputs(args), args.bf16)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+        return
+    memory = {way: peak_memory(way, args) for way in WAYS}
+    data = inputs(args)
+    objectives = {way: build(way, args) for way in WAYS}
+    for way in WAYS:  # warm up
+        step(objectives[way], way, *data, args.bf16)
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    for _ in range(args.rounds):
+        for way in WAYS:
+            seconds[way].append(timed(objectives[way], way, *data, args.bf16))
+    median = {way: statistics.median(seconds[way]) for way in WAYS}
+    model = objectives["joint"].model
+    flops = 3 * 2 * args.batch_size * sum(model.flops(args.num_frames, args.size, budget) for budget in BUDGETS)
+    print(f"{args.model}, batch {args.batch_size} of {args.num_frames}x{args.size}, budgets {BUDGETS}, {args.device}")
+    print(f"{'way':>15} {'seconds':>9} {'of separate':>12} {'peak GiB':>9} {'TFLOP/s':>8} {'MFU':>6}")
+    for way in WAYS:
+        rate = flops / median[way] / 1e12
+        mfu = f"{rate / args.peak_tflops:.1%}" if args.peak_tflops else "-"
+        share = median[way] / median["separate"]
+        print(f"{way:>15} {median[way]:>9.3f} {share:>12.2f} {memory[way]:>9.2f} {rate:>8.2f} {mfu:>6}")
+
+
+if __name__ == "__main__":
+    main()

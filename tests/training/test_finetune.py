@@ -1,0 +1,287 @@
+import json
+import random
+import shutil
+import subprocess
+import time
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from tiny import tiny_config
+from training_runs import ENVIRONMENT, REPOSITORY, command, different, flags, launch, losses, weights, write_data
+
+from flux_hf import FluxViTForVideoClassification, FluxViTVideoProcessor
+from training.checkpoint import list_checkpoints
+from training.finetune import main
+from training.motion_clips import MOTIONS
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("clips"))
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator(monkeypatch):
+    """Each run in this process finds the state a new process would."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture(scope="module")
+def launched(data, tmp_path_factory):
+    """A run from `accelerate launch`."""
+    output_dir = tmp_path_factory.mktemp("run") / "model"
+    launch(flags(data, output_dir, num_sample=2, mixup=0.8, cutmix=1.0, eval_steps=3, ema_decay=0.5))
+    return output_dir
+
+
+def test_the_checkpoint_loads_and_classifies(data, launched):
+    for folder in (launched, launched / "checkpoint-3"):
+        model = FluxViTForVideoClassification.from_pretrained(folder).eval()
+        processor = FluxViTVideoProcessor.from_pretrained(folder)
+        assert model.config.token_budgets == [16, 8, 4]
+        assert model.config.id2label == dict(enumerate(sorted(MOTIONS)))
+        inputs = processor(data / "val/00000.mp4", return_tensors="pt")
+        for budget in (16, 8, 4):
+            with torch.no_grad():
+                outputs = model(**inputs, token_budget=budget)
+            assert outputs.logits.shape == (1, 6) and outputs.logits.isfinite().all()
+            assert outputs.keep_indices.shape == (1, budget)
+
+
+def test_what_a_run_leaves_behind(launched):
+    results = json.loads((launched / "all_results.json").read_text())
+    assert results["train_steps"] == 6 and results["skipped_steps"] == 0 and results["failed_clips"] == {}
+    assert {"eval_top1_16", "eval_top1_8", "eval_top1_4", "eval_top5_4", "eval_mean"} < set(results)
+    assert len(losses(launched)) == 6
+    assert json.loads((launched / "training_arguments.json").read_text())["num_sample"] == 2
+    assert [path.name for path in list_checkpoints(launched)] == ["checkpoint-3", "checkpoint-6"]
+    assert not list(launched.glob(".*")) and not (launched / "training_state.pt").exists()
+    assert json.loads((launched / "best_checkpoint.json").read_text())["checkpoint"] in ("checkpoint-3", "checkpoint-6")
+
+
+def test_two_processes_follow_the_curve_of_one(data, tmp_path):
+    """At equal global batch, 20 steps, flexible shapes, augmentation; no mixing, dropout or stochastic depth."""
+    launch(flags(data, tmp_path / "one", max_train_steps=20, per_device_train_batch_size=4))
+    launch(flags(data, tmp_path / "two", max_train_steps=20, per_device_train_batch_size=2), processes=2)
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(one) == len(two) == 20
+    assert max(one) - min(one) > 0.01
+    assert two == pytest.approx(one, abs=1e-4)
+
+
+def test_accumulated_batches_follow_the_curve_of_large_ones(data, tmp_path):
+    fixed = {"sampling": "fixed", "frames": None, "sizes": None, "token_window": None, "augmentation": "none"}
+    main(flags(data, tmp_path / "large", per_device_train_batch_size=8, **fixed))
+    GradientState._reset_state()
+    accumulated = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    main(flags(data, tmp_path / "small", **accumulated, **fixed))
+    assert losses(tmp_path / "small") == pytest.approx(losses(tmp_path / "large"), abs=1e-5)
+
+
+def kill_when(arguments: list[str], condition) -> bool:
+    """Starts a run and kills it without warning once `condition()` holds; False if the run ended before."""
+    process = subprocess.Popen(
+        command(arguments),
+        cwd=REPOSITORY,
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        while process.poll() is None:
+            if condition():
+                return True
+            time.sleep(0.002)
+        return False
+    finally:
+        try:
+            # the launcher and the training process it started
+            subprocess.run(["kill", "-KILL", "--", f"-{process.pid}"], check=False, stderr=subprocess.DEVNULL)
+        finally:
+            process.wait()
+
+
+HARD = {
+    "num_sample": 2,
+    "mixup": 0.8,
+    "cutmix": 1.0,
+    "drop_path_rate": 0.3,
+    "classifier_dropout": 0.2,
+    "ema_decay": 0.9,
+    "gradient_accumulation_steps": 2,
+    "per_device_train_batch_size": 3,
+    "checkpoints_total_limit": 2,
+    "dataloader_num_workers": 1,
+}
+
+
+def test_a_run_killed_while_saving_resumes_bit_by_bit(data, tmp_path):
+    settings = {**HARD, "max_train_steps": 7, "checkpointing_steps": 2, "eval_steps": 3}
+    main(flags(data, tmp_path / "whole", **settings))
+    cut = tmp_path / "cut"
+    arguments = [*flags(data, cut, **settings), "--resume_from_checkpoint", "latest"]
+    assert kill_when(arguments, lambda: (cut / ".checkpoint-4.tmp").exists())
+    assert (cut / "checkpoint-2").is_dir() and not (cut / "checkpoint-4").exists()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    main(arguments)
+    assert different(weights(tmp_path / "whole"), weights(cut)) == []
+    assert losses(cut) == losses(tmp_path / "whole")
+    assert not list(cut.glob(".checkpoint*"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_twenty_kills_at_random_moments_change_nothing(data, tmp_path):
+    """Half of them at any moment, half while a checkpoint is being written."""
+    settings = {**HARD, "max_train_steps": 60, "checkpointing_steps": 2, "eval_steps": 5}
+    launch(flags(data, tmp_path / "whole", **settings))
+    cut = tmp_path / "cut"
+    arguments = [*flags(data, cut, **settings), "--resume_from_checkpoint", "latest"]
+    rng = random.Random(0)
+    kills = inside = 0
+    while kills < 20:
+        if kills % 2:
+            seen = rng.randint(1, 4)  # in which of its saves
+            staged: set[str] = set()
+
+            def moment(seen=seen, staged=staged):
+                staged.update(path.name for path in cut.glob(".checkpoint-*.tmp"))
+                return len(staged) >= seen and any(cut.glob(".checkpoint-*.tmp"))
+        else:
+            end = time.monotonic() + rng.uniform(4, 14)
+
+            def moment(end=end):
+                return time.monotonic() > end
+
+        before = list_checkpoints(cut)
+        if not kill_when(arguments, moment):
+            raise AssertionError(f"the run ended after {kills} kills")
+        inside += any(cut.glob(".checkpoint-*.tmp"))
+        kills += 1
+        assert all(path in list_checkpoints(cut) for path in before[-1:])  # the last whole one is still there
+    launch(arguments)
+    assert inside >= 8
+    assert different(weights(tmp_path / "whole"), weights(cut)) == []
+    assert losses(cut) == losses(tmp_path / "whole")
+
+
+def test_a_tenth_of_corrupt_clips_is_listed_and_costs_no_good_one(data, tmp_path):
+    folder = tmp_path / "clips"
+    shutil.copytree(data, folder)
+    bad = ["train/00003.mp4", "train/00011.mp4"]
+    (folder / bad[0]).write_bytes(b"not a video")
+    (folder / bad[1]).write_bytes((folder / bad[1]).read_bytes()[:900])
+    log = launch(flags(folder, tmp_path / "out", max_train_steps=None, num_train_epochs=2, dataloader_num_workers=2))
+    results = json.loads((tmp_path / "out/all_results.json").read_text())
+    assert sorted(results["failed_clips"]) == bad or {name[-15:] for name in results["failed_clips"]} == set(bad)
+    assert results["train_steps"] == 12
+    assert all(name in log for name in bad)
+
+
+def test_too_many_corrupt_clips_stop_the_run_with_their_list(data, tmp_path):
+    folder = tmp_path / "clips"
+    shutil.copytree(data, folder)
+    for index in (1, 2, 3):
+        (folder / f"train/{index:05d}.mp4").write_bytes(b"not a video")
+    with pytest.raises(RuntimeError, match="(?s)00001.*00002|00002.*00003|00003.*00001|00001.*00003|00003.*00002"):
+        main(flags(folder, tmp_path / "out", max_failed_share=0.05, max_train_steps=6))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lora_rank": 2},
+        {"freeze_layers": 2, "objective": "single", "token_budgets": [8]},
+        {"gradient_checkpointing": True, "augment_on_device": True},
+    ],
+)
+def test_variants_train_and_load(data, tmp_path, changes):
+    start = tmp_path / "start"
+    torch.manual_seed(0)
+    labels = dict(enumerate(sorted(MOTIONS)))
+    FluxViTForVideoClassification(tiny_config(id2label=labels)).save_pretrained(start)
+    FluxViTVideoProcessor(num_frames=4, size=28).save_pretrained(start)
+    out = tmp_path / "out"
+    main(flags(data, out, config_name=None, model_name_or_path=start, max_train_steps=3, **changes))
+    before, after = weights(start), weights(out)
+    FluxViTForVideoClassification.from_pretrained(out)
+    qkv, table = "fluxvit.encoder.layer.{}.attention.qkv.weight", "fluxvit.embeddings.position_embeddings.table"
+    if "lora_rank" in changes:
+        assert (out / "adapter/adapter_model.safetensors").is_file()
+        change = after[qkv.format(0)] - before[qkv.format(0)]
+        assert 0 < torch.linalg.matrix_rank(change, atol=1e-7) <= 2
+        assert torch.equal(after[table], before[table])
+    elif "freeze_layers" in changes:
+        assert torch.equal(after[table], before[table]) and torch.equal(after[qkv.format(0)], before[qkv.format(0)])
+        assert not torch.equal(after[qkv.format(1)], before[qkv.format(1)])
+        assert "classifiers.1.weight" not in after
+    else:
+        assert not torch.equal(after[table], before[table])
+
+
+def test_gradient_checkpointing_changes_no_loss(data, tmp_path):
+    main(flags(data, tmp_path / "plain", max_train_steps=3))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    main(flags(data, tmp_path / "checkpointed", max_train_steps=3, gradient_checkpointing=True))
+    assert losses(tmp_path / "checkpointed") == pytest.approx(losses(tmp_path / "plain"), abs=1e-6)
+
+
+def test_multi_label_training(data, tmp_path):
+    rows = [f"{data}/train/{index:05d}.mp4,{'a|b' if index % 2 else 'c'}" for index in range(12)]
+    (tmp_path / "train.csv").write_text("path,label\n" + "\n".join(rows))
+    results = main(
+        flags(
+            data,
+            tmp_path / "out",
+            train_data=tmp_path / "train.csv",
+            validation_data=tmp_path / "train.csv",
+            multi_label=True,
+            max_train_steps=3,
+        )
+    )
+    model = FluxViTForVideoClassification.from_pretrained(tmp_path / "out")
+    assert model.config.problem_type == "multi_label_classification" and model.config.num_labels == 3
+    assert 0 < results["eval_mean_average_precision_16"] <= 1
+
+
+def test_another_run_is_not_resumed_and_nothing_is_overwritten_unasked(data, tmp_path):
+    out = tmp_path / "out"
+    main(flags(data, out, max_train_steps=3))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(ValueError, match="overwrite_output_dir"):
+        main(flags(data, out))
+    with pytest.raises(ValueError, match="seed"):
+        main([*flags(data, out, max_train_steps=3, seed=1), "--resume_from_checkpoint", "latest"])
+    with pytest.raises(ValueError, match="nowhere"):
+        main([*flags(data, out, max_train_steps=3), "--resume_from_checkpoint", "nowhere"])
+    before = weights(out)
+    main([*flags(data, out, max_train_steps=3), "--resume_from_checkpoint", "latest"])  # nothing is left to do
+    assert different(before, weights(out)) == []
+
+
+def test_unknown_validation_labels_are_named_before_training(data, tmp_path):
+    (tmp_path / "val.csv").write_text(f"path,label\n{data}/val/00000.mp4,sideways\n")
+    with pytest.raises(ValueError, match="sideways"):
+        main(flags(data, tmp_path / "out", validation_data=tmp_path / "val.csv"))
+
+
+def test_steps_without_a_finite_gradient_are_left_out_and_counted(data, tmp_path, monkeypatch):
+    from training.objectives import FluxObjective
+
+    plain, calls = FluxObjective.classification_loss, []
+
+    def broken(self, logits, targets):
+        calls.append(None)
+        loss = plain(self, logits, targets)
+        return loss * float("nan") if len(calls) == 4 else loss  # in the second step
+
+    monkeypatch.setattr(FluxObjective, "classification_loss", broken)
+    results = main(flags(data, tmp_path / "out", max_train_steps=3))
+    assert results["skipped_steps"] == 1
+    assert all(value.isfinite().all() for value in weights(tmp_path / "out").values())
