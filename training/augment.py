@@ -432,15 +432,22 @@ class _Tables:
                 tables = _level_table(op, levels)[tables]
                 continue
             counts = _histograms(frames) if counts is None else counts
-            tables = tables.expand(counts.shape)
-            now = torch.zeros_like(counts).scatter_add_(-1, tables, counts)
-            tables = _statistical_table(op, levels, now).gather(-1, tables)
-        frames = frames[(slice(None), *target.slices(source))]
-        places = frames.to(torch.int32)
-        if len(tables) > 1 or tables.shape[1] > 1:  # a table a frame and channel
-            tables = tables.expand(len(frames), 3, 256)
-            places += torch.arange(0, tables.numel(), 256, dtype=torch.int32, device=frames.device).view(-1, 1, 1, 3)
-        return tables.to(torch.uint8).reshape(-1).index_select(0, places.view(-1)).view(frames.shape)
+            now = torch.zeros_like(counts).scatter_add_(-1, tables.expand(counts.shape), counts)
+            new = _statistical_table(op, levels, now)
+            shape = torch.broadcast_shapes(tables.shape, new.shape)
+            tables = new.expand(shape).gather(-1, tables.expand(shape))
+        frames = frames[(slice(None), *target.slices(source))].contiguous()
+        length, height, width, _ = frames.shape
+        places = frames.to(torch.int32).view(length, height, width * 3)
+        # which of the tables: by frame, and where channels differ by channel too
+        by_channel = torch.arange(tables.shape[1], dtype=torch.int32, device=frames.device)
+        by_frame = torch.arange(len(tables), dtype=torch.int32, device=frames.device) * tables.shape[1]
+        if len(by_channel) > 1:
+            places += by_channel.mul_(256).repeat(width)
+        if len(by_frame) > 1:
+            places += by_frame.mul_(256).view(-1, 1, 1)
+        tables = tables.to(torch.uint8).reshape(-1)
+        return tables.index_select(0, places.view(-1)).view(frames.shape)
 
 
 def _blend(base: Tensor, values: Tensor, factor: float) -> Tensor:
@@ -465,12 +472,12 @@ def _level_table(op: _Op, levels: Tensor) -> Tensor:
 
 
 def _statistical_table(op: _Op, levels: Tensor, counts: Tensor) -> Tensor:
-    """(T, 3, 256) new levels of the operations that look at the histograms `counts` (T, 3, 256)."""
+    """(T, 3, 256), or (T, 1, 256) for all channels: new levels by operations that look at histograms (T, 3, 256)."""
     if op.name == "Contrast":
         means = (counts * levels).sum(-1) / counts.sum(-1)
         grey = (means * torch.tensor(_LUMA, device=counts.device)).sum(-1) / 65536
         base = (grey + 0.5).floor().to(torch.float32).view(-1, 1, 1)
-        return _blend(base, levels.to(torch.float32), op.value).long().expand(counts.shape)
+        return _blend(base, levels.to(torch.float32), op.value).long()
     present = counts > 0
     if op.name == "AutoContrast":
         low = torch.where(present, levels, 255).amin(-1, keepdim=True)
@@ -514,7 +521,8 @@ class _Color:
         weights = torch.tensor(_LUMA, dtype=torch.float32, device=frames.device) / 65536
         for frame, result in zip(frames, out, strict=True):  # one at a time stays in the cache
             values = frame.to(torch.float32)
-            result.copy_(_blend((values @ weights).add_(0.5).floor_()[..., None], values, self.factor))
+            grey = (values @ weights).add_(0.5).floor_()
+            result.copy_(_blend(grey[..., None].expand_as(values).contiguous(), values, self.factor))
         return out
 
 
@@ -609,12 +617,13 @@ class _Warp:
         taps_y, taps_x = kernel_y.shape[1], kernel_x.shape[1]
         # one row a new pixel, one column a tap: rows outer, columns inner
         weights = powers_x.t() @ kernel_x.repeat(1, taps_y)
-        weights *= powers_y.t() @ kernel_y.repeat_interleave(taps_x, 1)
+        if taps_y > 1:
+            weights *= powers_y.t() @ kernel_y.repeat_interleave(taps_x, 1)
         stride = source.width + 2 * _BORDER
         steps = torch.arange(taps_y, dtype=torch.int32)[:, None] * stride + torch.arange(taps_x, dtype=torch.int32)
         places = (rows * stride + columns)[:, None] + steps.view(-1).to(device)
         sums = F.embedding_bag(places, _pixel_table(frames), mode="sum", per_sample_weights=weights)
-        sums = sums.add_(2**-10).clamp_(0, 255).view(*shape, 3, length)  # to be cut, not rounded, as in Pillow
+        sums = sums.clamp_(0, 255).view(*shape, 3, length)
         sums[outside] = torch.tensor(self.fill, dtype=torch.float32, device=device)[:, None]
         out = torch.empty((length, *shape, 3), dtype=torch.uint8, device=device)
         for index, frame in enumerate(out):
@@ -630,7 +639,9 @@ class _Warp:
         kernel = torch.tensor(_KERNELS[self.interpolation], device=position.device)
         before = kernel.shape[1] // 2 - 1
         if not bool(distance.any()):  # whole pixels: an axis that stays
-            kernel, before = kernel.new_ones(1, 1), 0
+            kernel, before = torch.ones_like(kernel[:1, :1]), 0
+        # levels are cut to whole ones, as in Pillow, so that a sum of equal levels must not fall short of them
+        kernel *= 1 + 2**-19
         powers = [torch.ones_like(distance)]
         while len(powers) < len(kernel):
             powers.append(powers[-1] * distance)

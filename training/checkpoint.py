@@ -254,6 +254,8 @@ def save_checkpoint(
             old = [path for path in list_checkpoints(output_dir) if path not in (best, target)]
             for path in old[: max(len(old) + 1 - keep, 0)]:
                 _remove(path)
+    # Exporting makes a model, which draws its first weights; a resumed run will not have drawn them.
+    set_random_state(collected["random"][_rank()])
     _barrier()
     return target
 

@@ -184,7 +184,7 @@ def draw_results(path: Path, results: Sequence[dict[str, Any]], title: str) -> N
             text = f"{result['kept_tokens']} tokens"
             axes.annotate(text, (x, y), textcoords="offset points", xytext=(4, 5), fontsize=8)
     axes.set(xlabel="GFLOPs a view", ylabel=f"{METRIC_NAMES[metric]} (%)", title=title)
-    axes.margins(0.15)
+    axes.margins(x=0.25, y=0.15)  # room for the texts
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     temporary = temporary_name(path)

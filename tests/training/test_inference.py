@@ -132,6 +132,23 @@ def test_views_in_a_forward_pass(model, accelerator, clips):
     assert [budget for _, budget in seen] == [8, 16, 8, 16, 8, 8] * len(clips)
 
 
+def test_the_model_gets_the_processors_own_views(accelerator, paths):
+    """Bit for bit and in its order, although decoded and resized together with other points'."""
+    seen = []
+
+    def forward(values, token_budget):
+        seen.append(values)
+        return torch.zeros(len(values), 2)
+
+    clip, processor, views = VideoFile("one", None, str(paths[0])), tiny_processor(), {"num_clips": 2, "num_crops": 3}
+    predict_clips(forward, processor, [clip], POINTS, accelerator, **views, batch_size=6)
+    assert len(seen) == len(POINTS)
+    for num_frames, size in {(point.num_frames, point.size) for point in POINTS}:
+        expected = processor(paths[0].read_bytes(), num_frames=num_frames, size=size, return_tensors="pt", **views)
+        own = [values for values in seen if values.shape[1::3] == (num_frames, size)]
+        assert own and all(torch.equal(values, expected["pixel_values_videos"]) for values in own)
+
+
 def test_clips_that_cannot_be_read_are_named_and_left_out(model, accelerator, clips, paths, tmp_path):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video at all")

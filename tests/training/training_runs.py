@@ -75,7 +75,7 @@ def command(arguments: list[str], processes: int = 1, module: str = "training.fi
 
 
 def launch(arguments: list[str], processes: int = 1, module: str = "training.finetune") -> str:
-    """Runs to the end and returns what was logged."""
+    """Runs to the end and returns what it logged."""
     run = subprocess.run(
         command(arguments, processes, module),
         cwd=REPOSITORY,
