@@ -58,9 +58,7 @@ class DataArguments:
         None, "how training frames are drawn; by the kind of data if not given", [None, *SAMPLING_RULES]
     )
     multi_label: bool = _flag(False, "several labels a clip ('a|b'), binary cross entropy")
-    max_train_samples: int | None = _flag(
-        None, "use only so many clips; of a stream, so many an epoch"
-    )
+    max_train_samples: int | None = _flag(None, "use only so many clips; of a stream, so many an epoch")
     max_eval_samples: int | None = _flag(None, "use only so many validation clips")
     frame_cache: str | None = _flag(None, "folder where each clip's frames are kept once decoded")
     frame_cache_short_side: int | None = _flag(None, "short side, in pixels, of the kept frames")
@@ -145,7 +143,7 @@ GROUPS = (ModelArguments, DataArguments, SamplingArguments, AugmentationArgument
 
 
 @dataclass
-class FinetuneArguments(*GROUPS):
+class FinetuneArguments(*reversed(GROUPS)):  # fields come in the order of the bases, last first
     """Every flag. Written once to `training_arguments.json`, never changed after `parse_arguments`."""
 
 

@@ -55,19 +55,30 @@ def train(data_dir: Path, model_dir: Path, max_train_steps: int, seed: int) -> N
     command = [sys.executable, "-m", *launch.split(), "-m", "training.finetune"]
     flags = {
         "config_name": config_file,
-        "train_file": data_dir / "train.csv",
-        "validation_file": data_dir / "val.csv",
+        "train_data": data_dir / "train.csv",
+        "validation_data": data_dir / "val.csv",
         "output_dir": model_dir,
+        "frame_cache": data_dir / "frames",
+        "sampling": "fixed",
         "num_frames": NUM_FRAMES,
         "size": SIZE,
+        "augmentation": "light",
+        "per_device_train_batch_size": 32,
+        "per_device_eval_batch_size": 32,
         "learning_rate": 2e-3,
+        "adam_beta2": 0.98,
+        "layer_decay": 1.0,
+        "max_grad_norm": 1.0,
         "max_train_steps": max_train_steps,
+        "num_warmup_steps": min(20, max_train_steps),
+        "eval_steps": "no",
+        "checkpointing_steps": "no",
         "logging_steps": 30,
         "seed": seed,
     }
     for name, value in flags.items():
         command += [f"--{name}", str(value)]
-    command += ["--overwrite_output_dir", "--token_budgets", *map(str, TOKEN_BUDGETS)]
+    command += ["--no_scale_lr", "--overwrite_output_dir", "--token_budgets", *map(str, TOKEN_BUDGETS)]
     subprocess.run(command, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"})
 
 

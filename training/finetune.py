@@ -35,7 +35,7 @@ from flux_hf.modeling_fluxvit import FluxViTForVideoClassification
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
 from .arguments import FinetuneArguments, parse_arguments
-from .augment import AUGMENT_PRESETS, ClipAugment, MixConfig, MixupCutmix
+from .augment import AUGMENT_PRESETS, ClipAugment
 from .checkpoint import (
     STATE_FILE,
     TrainingState,
@@ -62,6 +62,7 @@ from .data import (
     stream_label_names,
 )
 from .inference import EvalPoint, evaluate_scores, label_targets, predict_clips
+from .mixing import MixConfig, MixupCutmix
 from .model import add_lora, build_model, build_objective, export_model
 from .optim import (
     ExponentialMovingAverage,

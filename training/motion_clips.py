@@ -1,5 +1,5 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
-"""Labelled motion clips as real mp4 files: the class is how the object moves, and nothing else tells it.
+"""Labelled motion clips as real mp4 files: the class is how (and, if wanted, how fast) the object moves, nothing else.
 
 One textured object moves over a textured, noisy background among still objects drawn from the same distribution, so
 neither appearance nor clutter says anything about the class. The frame is a torus (what leaves on one side comes back
@@ -39,6 +39,8 @@ class MotionClipConfig:
         frame_rate: Frames a second.
         motions: The classes, from `MOTIONS`. The circular ones are much harder to tell apart than the straight ones.
         path_length: How far the object travels in the whole clip.
+        speeds: Where given, each motion is a class at each of these speeds, written "left_slow": pairs of a name and the
+            factor on `path_length`. Ranges that overlap make classes that cannot be told apart for certain.
         orbit_radius: Radius of the circular motions.
         object_radius: Radius of the moving and the still objects.
         num_still_objects: Clutter, drawn like the moving object.
@@ -53,6 +55,7 @@ class MotionClipConfig:
     frame_rate: int = 8
     motions: tuple[str, ...] = tuple(DIRECTIONS)
     path_length: tuple[float, float] = (0.8, 1.2)
+    speeds: tuple[tuple[str, float], ...] = ()
     orbit_radius: tuple[float, float] = (0.18, 0.26)
     object_radius: tuple[float, float] = (0.10, 0.15)
     num_still_objects: int = 2
@@ -71,6 +74,28 @@ class MotionClipConfig:
             raise ValueError(f"num_frames must be at least 2, got {self.num_frames}")
         if self.num_still_objects < 0:
             raise ValueError(f"num_still_objects must not be negative, got {self.num_still_objects}")
+        names = [name for name, _ in self.speeds]
+        if len(set(names)) < len(names) or not all(name.isalnum() and factor > 0 for name, factor in self.speeds):
+            raise ValueError(f"speeds must be pairs of a plain name, each its own, and a factor, got {self.speeds}")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes: the motions, each at every speed."""
+        if not self.speeds:
+            return self.motions
+        return tuple(f"{motion}_{name}" for motion in self.motions for name, _ in self.speeds)
+
+    def split_label(self, label: str) -> tuple[str, float]:
+        """Motion and factor on the path length of a class; a bare motion has factor 1.
+
+        Raises:
+            ValueError: it is no motion, or no motion at one of the speeds.
+        """
+        motion, _, name = label.partition("_")
+        factors = {"": 1.0, **dict(self.speeds)}
+        if motion not in MOTIONS or name not in factors:
+            raise ValueError(f"motion must be one of {list(MOTIONS)}, or one at a speed of {self.speeds}, got {label!r}")
+        return motion, factors[name]
 
 
 @dataclass(frozen=True)
@@ -127,10 +152,12 @@ def _background(config: MotionClipConfig, rng: np.random.Generator) -> np.ndarra
     return texture[..., None] + level.astype(np.float32)
 
 
-def _trajectory(config: MotionClipConfig, motion: str, rng: np.random.Generator) -> np.ndarray:
-    """(num_frames, 2) centres (x, y) on the torus; every frame's centre is uniform whatever the motion."""
+def _trajectory(config: MotionClipConfig, label: str, rng: np.random.Generator) -> np.ndarray:
+    """(num_frames, 2) centres (x, y) on the torus; every frame's centre is uniform whatever the class."""
+    motion, factor = config.split_label(label)
     start = rng.uniform(0, 1, 2)
     length, radius, phase = rng.uniform(*config.path_length), rng.uniform(*config.orbit_radius), rng.uniform(0, 1)
+    length *= factor
     travelled = length * np.arange(config.num_frames) / (config.num_frames - 1)
     if motion in DIRECTIONS:
         return (start + travelled[:, None] * np.array(DIRECTIONS[motion])) % 1
@@ -138,23 +165,22 @@ def _trajectory(config: MotionClipConfig, motion: str, rng: np.random.Generator)
     return (start + radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)) % 1
 
 
-def render_motion_clip(config: MotionClipConfig, motion: str, rng: np.random.Generator) -> np.ndarray:
-    """Draws one clip.
+def render_motion_clip(config: MotionClipConfig, label: str, rng: np.random.Generator) -> np.ndarray:
+    """Draws one clip of the class `label`.
 
     Returns:
         (num_frames, size, size, 3) uint8 RGB frames.
 
     Raises:
-        ValueError: `motion` is not one of `MOTIONS`.
+        ValueError: `label` is not one of `MOTIONS`, nor one of `config.labels`.
     """
-    if motion not in MOTIONS:
-        raise ValueError(f"motion must be one of {list(MOTIONS)}, got {motion!r}")
+    config.split_label(label)
     scene = _background(config, rng)
     for _ in range(config.num_still_objects):
         _paint(scene, _draw_appearance(config, rng), rng.uniform(0, 1, 2))
     appearance = _draw_appearance(config, rng)
     frames = np.repeat(scene[None], config.num_frames, axis=0)
-    for frame, center in zip(frames, _trajectory(config, motion, rng), strict=True):
+    for frame, center in zip(frames, _trajectory(config, label, rng), strict=True):
         _paint(frame, appearance, center)
     frames += config.noise * rng.standard_normal(frames.shape, dtype=np.float32)
     return np.clip(np.rint(frames), 0, 255).astype(np.uint8)
@@ -204,11 +230,11 @@ def write_motion_clips(
     (directory / split).mkdir(parents=True, exist_ok=True)
     rows = []
     for index in range(num_clips):
-        motion = config.motions[index % len(config.motions)]
+        label = config.labels[index % len(config.labels)]
         rng = np.random.default_rng([seed, zlib.crc32(split.encode()), index])
         name = f"{split}/{index:05d}.mp4"
-        write_video(directory / name, render_motion_clip(config, motion, rng), config.frame_rate)
-        rows.append((name, motion))
+        write_video(directory / name, render_motion_clip(config, label, rng), config.frame_rate)
+        rows.append((name, label))
     temporary = directory / f".{split}.{os.getpid()}.csv"
     with open(temporary, "w", newline="") as file:
         csv.writer(file).writerows([("path", "label"), *rows])

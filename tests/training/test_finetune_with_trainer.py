@@ -1,0 +1,27 @@
+import json
+
+import torch
+from tiny import tiny_config
+from training_runs import write_data
+
+from flux_hf import FluxViTForVideoClassification, FluxViTVideoProcessor
+from training.finetune_with_trainer import main
+from training.motion_clips import MOTIONS
+
+
+def test_trainer_trains_evaluates_and_saves(tmp_path):
+    data = write_data(tmp_path / "clips", num_train=8, num_val=5)
+    start, out = tmp_path / "start", tmp_path / "out"
+    torch.manual_seed(0)
+    FluxViTForVideoClassification(tiny_config(token_budgets=[8], num_labels=2)).save_pretrained(start)
+    FluxViTVideoProcessor(num_frames=4, size=28).save_pretrained(start)
+    words = f"--model_name_or_path {start} --train_data {data}/train.csv --validation_data {data}/val.csv"
+    words += f" --output_dir {out} --token_budget 4 --max_steps 3 --per_device_train_batch_size 2 --use_cpu"
+    words += " --gradient_accumulation_steps 2 --report_to none --learning_rate 1e-3 --save_strategy no"
+    metrics = main(words.split())
+    assert metrics["eval_top1"] in [hits / 5 for hits in range(6)]
+    assert json.loads((out / "eval_results.json").read_text())["eval_top1"] == metrics["eval_top1"]
+    model = FluxViTForVideoClassification.from_pretrained(out)
+    assert model.config.token_budget == 4 and model.config.id2label == dict(enumerate(sorted(MOTIONS)))
+    inputs = FluxViTVideoProcessor.from_pretrained(out)(data / "val/00000.mp4", return_tensors="pt")
+    assert model(**inputs).keep_indices.shape == (1, 4)

@@ -1,0 +1,94 @@
+# Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
+"""The same model under `transformers.Trainer`, for those whose scripts are built on it: one clip shape, one budget.
+
+    python -m training.finetune_with_trainer --model_name_or_path CHECKPOINT --train_data train.csv \
+        --validation_data val.csv --output_dir out --token_budget 1024 --num_train_epochs 5
+
+Takes every flag of `TrainingArguments`. Flux's own training (several budgets, clip shapes drawn anew at each step) is
+`training.finetune`.
+"""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import EvalPrediction, HfArgumentParser, Trainer, TrainingArguments
+
+from flux_hf.modeling_fluxvit import FluxViTForVideoClassification
+from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
+
+from .augment import AUGMENT_PRESETS, ClipAugment
+from .data import ClipDataset, label_names, read_clips
+from .sampling import ClipRequest
+
+
+@dataclass
+class ScriptArguments:
+    model_name_or_path: str = field(metadata={"help": "checkpoint to start from"})
+    train_data: str = field(metadata={"help": "as in training.finetune"})
+    validation_data: str | None = field(default=None, metadata={"help": "as in training.finetune"})
+    token_budget: int | None = field(default=None, metadata={"help": "tokens to train at; else the model's default"})
+    augmentation: str = field(default="light", metadata={"help": "preset", "choices": list(AUGMENT_PRESETS)})
+
+
+class TrainerClips(Dataset):
+    """Clips of one shape by plain index, as Trainer asks for them: `pixel_values_videos` (T, 3, S, S), `labels` ()."""
+
+    def __init__(self, clips: ClipDataset, num_frames: int, size: int):
+        self.clips, self.num_frames, self.size = clips, num_frames, size
+        self.times_read = [0] * len(clips)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        # Trainer tells a data set no epoch: each reading of a clip is augmented in another way.
+        request = ClipRequest(index, self.num_frames, self.size, epoch=self.times_read[index])
+        self.times_read[index] += 1
+        sample = self.clips[request]
+        return {"pixel_values_videos": sample["pixel_values_videos"][0], "labels": sample["labels"][0]}
+
+
+def top1(prediction: EvalPrediction) -> dict[str, float]:
+    return {"top1": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+
+
+def main(arguments: list[str] | None = None) -> dict[str, float]:
+    parser = HfArgumentParser((ScriptArguments, TrainingArguments), description=__doc__.split("\n")[0])
+    script, training = parser.parse_args_into_dataclasses(arguments)
+    train = read_clips(script.train_data)
+    labels = label_names(train)
+    changes = {} if script.token_budget is None else {"token_budget": script.token_budget}
+    model = FluxViTForVideoClassification.from_pretrained(
+        script.model_name_or_path,
+        id2label=dict(enumerate(labels)),
+        label2id={label: index for index, label in enumerate(labels)},
+        ignore_mismatched_sizes=True,
+        **changes,
+    )
+    processor = FluxViTVideoProcessor.from_pretrained(script.model_name_or_path)
+    shape = (model.config.num_frames, model.config.image_height_width[0])
+
+    def dataset(clips, preset: str, rule: str | None) -> TrainerClips:
+        augment = ClipAugment(AUGMENT_PRESETS[preset])
+        own = ClipDataset(clips, model.config.label2id, augment, training.seed, sampling_rule=rule)
+        return TrainerClips(own, *shape)
+
+    held_out = script.validation_data and dataset(read_clips(script.validation_data), "none", "center")
+    trainer = Trainer(
+        model=model,
+        args=training,
+        train_dataset=dataset(train, script.augmentation, None),
+        eval_dataset=held_out or None,
+        processing_class=processor,
+        compute_metrics=top1,
+    )
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    trainer.save_model()
+    metrics = trainer.evaluate() if held_out else {}
+    trainer.save_metrics("eval", metrics)
+    return metrics
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,357 @@
+# Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
+"""The paper's claim at a size that two CPU cores can check: flexible training beats a fixed grid, at a quarter of the tokens.
+
+    python -m training.study --output_dir study_output --real_data FOLDER
+
+Three ways to train the same small model on the same clips, each from several seeds: on one fixed clip shape, Flux-Single
+and Flux-Multi (`METHODS`). Each is measured on the test split at all, 1/2, 1/4 and 1/8 of its tokens, in three ways:
+"direct", the default clip with the selector keeping the budget; "fewer frames" of that clip, all tokens kept; and "TO",
+token optimization: the number of frames and the size that did best at this budget on the validation split, denser than
+the default clip, the selector keeping the budget. The test split chooses nothing.
+
+The clips are the generator's (`training/motion_clips.py`), and with `--real_data` those of a folder with split.csv
+(columns path,label,group,split), where training goes on from the same method and seed's model of the generator's clips.
+Without a validation split there, some groups of the training split are held out once, to choose the shapes; the models
+that are tested are then trained on all of it.
+
+Everything that is finished is kept: run the command again and it goes on where it was. Writes results.json, results.md and
+a plot a data set. Run from the top of the checkout; needs no network.
+"""
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from flux_hf.configuration_fluxvit import FluxViTConfig
+from flux_hf.modeling_fluxvit import FluxViTForVideoClassification
+
+from .arguments import FinetuneArguments, read_recipe
+from .checkpoint import write_json
+from .command_line import count, write_csv
+from .inference import EvalPoint
+from .motion_clips import MotionClipConfig, write_motion_clips
+from .sampling import ClipShape, FlexibleSampling
+
+
+RECIPES = Path(__file__).parent / "recipes"
+METHODS = {
+    "fixed": "fixed grid",
+    "single": "Flux-Single",
+    "multi": "Flux-Multi",
+    "fixed_long": "fixed grid, 2x steps",
+}
+DEFAULT_METHODS = ("fixed", "single", "multi")
+WAYS = {"direct": "direct", "fewer": "fewer frames", "to": "TO"}
+
+# Two frames a patch: a single layer can then see motion. LayerScale and initialisation are for short runs from scratch.
+MODEL_CONFIG = {
+    "hidden_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 384,
+    "num_pooling_heads": 3,
+    "projection_dim": 96,
+    "tubelet_size": 2,
+    "position_embedding_grid": [8, 6, 6],
+    "layer_scale_init_value": 1.0,
+    "initializer_range": 0.08,
+}
+# Fast objects cross a quarter of the frame between two of 8 frames, but only a fifteenth between two of 32.
+CLIPS = MotionClipConfig(
+    num_frames=32,
+    path_length=(0.8, 1.1),
+    speeds=(("slow", 0.44), ("medium", 1.0), ("fast", 2.25)),
+    object_radius=(0.11, 0.16),
+    num_still_objects=3,
+    background_contrast=12.0,
+)
+NUM_FRAMES, SIZE = 8, 84
+TOKENS = 144  # of 4 x 6 x 6 patches: the default clip's
+BUDGETS = (TOKENS, TOKENS // 2, TOKENS // 4, TOKENS // 8)
+SEARCH_FRAMES, SEARCH_SIZES = (4, 8, 16, 24, 32), (56, 70, 84, 98)
+HELD_OUT_SHARE = 0.2
+
+
+# Data ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set with what is done on it.
+
+    Args:
+        name: Of its folder, and of its recipe `study_NAME.yaml`.
+        train: csv of the training clips.
+        test: csv of the clips that results are reported on.
+        search: csv of the clips that token optimization chooses by.
+        search_train: csv to train the models on that are only there to choose by `search`; None if `search` is no part
+            of `train`, when each model chooses for itself.
+        views: Flags of the evaluation.
+    """
+
+    name: str
+    train: Path
+    test: Path
+    search: Path
+    search_train: Path | None = None
+    views: tuple[str, ...] = ()
+
+
+def make_generator_task(output_dir: Path, num_clips: Sequence[int]) -> Task:
+    """Writes the generator's clips (training, validation, test) unless they are there."""
+    directory = output_dir / "generator" / "clips"
+    for split, number in zip(("train", "val", "test"), num_clips, strict=True):
+        listed = directory / f"{split}.csv"
+        if not listed.exists() or len(listed.read_text().splitlines()) != number + 1:
+            write_motion_clips(directory, number, 0, split, CLIPS)
+    return Task("generator", *(directory / f"{split}.csv" for split in ("train", "test", "val")))
+
+
+def make_real_task(output_dir: Path, data_dir: Path, split_csv: str) -> Task:
+    """Lists a real set's clips by what they are for.
+
+    Raises:
+        ValueError: a column is missing, or no training or test clips.
+    """
+    with open(data_dir / split_csv, newline="") as file:
+        rows = list(csv.DictReader(file))
+    missing = {"path", "label", "split"} - set(rows[0] if rows else ())
+    if missing:
+        raise ValueError(f"{data_dir / split_csv} must have the columns path, label and split, {sorted(missing)} missing")
+    named = {"validation": "val", "valid": "val", "dev": "val"}
+    of_split: dict[str, list[dict]] = {"train": [], "val": [], "test": []}
+    for row in rows:
+        of_split.setdefault(named.get(row["split"], row["split"]), []).append(row)
+    if not of_split["train"] or not of_split["test"]:
+        found = {name: len(part) for name, part in of_split.items()}
+        raise ValueError(f"{data_dir / split_csv} must have rows of the splits train and test, got {found}")
+    directory = output_dir / "real" / "clips"
+
+    def listed(name: str, part: Iterable[dict]) -> Path:
+        directory.mkdir(parents=True, exist_ok=True)
+        lines = [(os.path.abspath(data_dir / row["path"]), row["label"]) for row in part]
+        write_csv(directory / f"{name}.csv", ("path", "label"), lines)
+        return directory / f"{name}.csv"
+
+    train, test = listed("train", of_split["train"]), listed("test", of_split["test"])
+    views = ("--num_crops", "3")
+    if of_split["val"]:
+        return Task("real", train, test, listed("val", of_split["val"]), None, views)
+    kept, held_out = hold_out(of_split["train"], HELD_OUT_SHARE)
+    return Task("real", train, test, listed("held_out", held_out), listed("kept", kept), views)
+
+
+def hold_out(rows: Sequence[dict], share: float) -> tuple[list[dict], list[dict]]:
+    """Parts training rows into those kept and those held out, about `share` of them.
+
+    Whole groups (column `group`) are held out where every label keeps clips on both sides, else clips of each label.
+
+    Raises:
+        ValueError: a label has a single clip.
+    """
+    labels = {row["label"] for row in rows}
+    groups = sorted({row.get("group") or "" for row in rows})
+    order = np.random.default_rng(0).permutation(len(groups))
+    chosen: set[str] = set()
+    for index in order:
+        if sum((row.get("group") or "") in chosen for row in rows) >= share * len(rows):
+            break
+        chosen.add(groups[index])
+    parts: tuple[list[dict], list[dict]] = ([], [])
+    for row in rows:
+        parts[(row.get("group") or "") in chosen].append(row)
+    if all({row["label"] for row in part} == labels for part in parts):
+        return parts
+    parts = ([], [])
+    for label in sorted(labels):
+        of_label = [row for row in rows if row["label"] == label]
+        if len(of_label) < 2:
+            raise ValueError(f"label {label!r} has a single training clip, none of which can be held out")
+        number = max(1, round(share * len(of_label)))
+        parts[1].extend(of_label[:number])
+        parts[0].extend(of_label[number:])
+    return parts
+
+
+# Runs ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Options:
+    """What all runs share."""
+
+    output_dir: Path
+    threads: int
+    max_train_steps: int | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of one method from one seed; `search_only`: it chooses clip shapes and is not tested."""
+
+    task: Task
+    method: str
+    seed: int
+    search_only: bool = False
+
+    def directory(self, output_dir: Path) -> Path:
+        name = f"{self.method}_search" if self.search_only else f"{self.method}_seed{self.seed}"
+        return output_dir / self.task.name / name
+
+
+def merged_recipe(task: str, method: str) -> dict[str, Any]:
+    """The flags of a run: those of all runs of the data set, and over them those of the method."""
+    longer = method == "fixed_long"
+    flags = {
+        **read_recipe(RECIPES / f"study_{task}.yaml"),
+        **read_recipe(RECIPES / f"study_{'fixed' if longer else method}.yaml"),
+    }
+    return {**flags, "max_train_steps": 2 * flags["max_train_steps"]} if longer else flags
+
+
+def call(command: Sequence[str], log: Path, threads: int) -> None:
+    """Runs `python -m ...` with its output in a file.
+
+    Raises:
+        RuntimeError: it failed; says where the log is and how it ends.
+    """
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TQDM_DISABLE": "1",
+    }
+    with open(log, "a") as file:
+        done = subprocess.run([sys.executable, "-m", *command], stdout=file, stderr=subprocess.STDOUT, env=environment)
+    if done.returncode:
+        tail = "\n".join(log.read_text().splitlines()[-15:])
+        raise RuntimeError(f"{command[0]} failed with exit status {done.returncode}, see {log}:\n{tail}")
+
+
+def train(run: Run, options: Options) -> None:
+    """Trains through `training.finetune`, or goes on with training, unless it is done."""
+    directory = run.directory(options.output_dir)
+    if (directory / "all_results.json").exists():
+        return
+    flags = merged_recipe(run.task.name, run.method)
+    if run.task.name == "generator":
+        config = options.output_dir / "model_config.json"
+        flags["config_name"] = str(config)
+    else:
+        start = replace(run, task=replace(run.task, name="generator"), search_only=False)
+        flags["model_name_or_path"] = str(start.directory(options.output_dir))
+    flags.update(
+        train_data=str(run.task.search_train if run.search_only else run.task.train),
+        frame_cache=str(options.output_dir / "frames"),
+        seed=run.seed,
+    )
+    if options.max_train_steps is not None:
+        flags["max_train_steps"] = options.max_train_steps
+    directory.mkdir(parents=True, exist_ok=True)
+    recipe = options.output_dir / run.task.name / f"{directory.name}.yaml"
+    recipe.write_text(yaml.safe_dump(flags, sort_keys=False))
+    launch = "accelerate.commands.launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no"
+    launch += f" --dynamo_backend no --num_cpu_threads_per_process {options.threads} -m training.finetune"
+    arguments = ["--recipe", str(recipe), "--output_dir", str(directory), "--resume_from_checkpoint", "latest"]
+    call([*launch.split(), *arguments], recipe.with_suffix(".log"), options.threads)
+
+
+def search(run: Run, options: Options) -> dict[int, tuple[int, int]]:
+    """Token optimization through `training.optimize_tokens`, unless it is done.
+
+    Returns:
+        (num_frames, size) of each budget.
+    """
+    directory = run.directory(options.output_dir)
+    found = directory / "token_plan_search.json"
+    if not found.exists():
+        command = ["training.optimize_tokens", "--model_name_or_path", str(directory), "--data", str(run.task.search)]
+        command += ["--token_budgets", *map(str, BUDGETS), "--frames", *map(str, SEARCH_FRAMES)]
+        command += ["--sizes", *map(str, SEARCH_SIZES), "--batch_size", "48", "--dataloader_num_workers", "0"]
+        call([*command, *run.task.views], directory.with_suffix(".log"), options.threads)
+    plan = json.loads(found.read_text())["token_plan"]
+    return {int(budget): tuple(shape) for budget, shape in plan.items()}
+
+
+def points_of(plan: dict[int, tuple[int, int]]) -> dict[str, dict[int, EvalPoint]]:
+    """What is measured: way of `WAYS` -> budget -> point; fewer frames only where a whole number of tubelets is left."""
+    tubelet = MODEL_CONFIG["tubelet_size"]
+    fewer = {budget: NUM_FRAMES * budget // TOKENS for budget in BUDGETS}
+    return {
+        "direct": {budget: EvalPoint(NUM_FRAMES, SIZE, budget) for budget in BUDGETS},
+        "fewer": {
+            budget: EvalPoint(frames, SIZE, budget) for budget, frames in fewer.items() if frames >= tubelet
+        },
+        "to": {budget: EvalPoint(*plan[budget], budget) for budget in BUDGETS},
+    }
+
+
+def measure(run: Run, plan: dict[int, tuple[int, int]], options: Options) -> dict[str, dict[int, dict]]:
+    """Accuracies on the test split through `training.evaluate`, unless they are there.
+
+    Returns:
+        Way -> budget -> that point of metrics.json.
+    """
+    directory, ways = run.directory(options.output_dir), points_of(plan)
+    metrics = directory / "test" / "metrics.json"
+    if not metrics.exists():
+        points = dict.fromkeys(str(point) for points in ways.values() for point in points.values())
+        command = ["training.evaluate", "--model_name_or_path", str(directory), "--data", str(run.task.test)]
+        command += ["--output_dir", str(metrics.parent), "--points", *points, "--batch_size", "48"]
+        command += ["--dataloader_num_workers", "0", *run.task.views]
+        call(command, directory.with_suffix(".log"), options.threads)
+    measured = {point["point"]: point for point in json.loads(metrics.read_text())["points"]}
+    return {
+        way: {budget: measured[str(point)] for budget, point in points.items()} for way, points in ways.items()
+    }
+
+
+def run_task(task: Task, methods: Sequence[str], seeds: Sequence[int], jobs: int, options: Options) -> dict[str, Any]:
+    """All runs of a data set. Returns method -> {"seeds": {seed: measured}, "training": its cost}."""
+
+    def choose(method: str) -> dict[int, tuple[int, int]] | None:
+        if task.search_train is None:
+            return None
+        chooser = Run(task, method, seeds[0], search_only=True)
+        train(chooser, options)
+        return search(chooser, options)
+
+    def test(method: str, seed: int, plan: dict[int, tuple[int, int]] | None) -> dict[str, dict[int, dict]]:
+        run = Run(task, method, seed)
+        begin = time.perf_counter()
+        train(run, options)
+        measured = measure(run, plan or search(run, options), options)
+        direct, best = (measured[way][TOKENS]["top1"] for way in ("direct", "to"))
+        seconds = time.perf_counter() - begin
+        print(f"{task.name} {method} seed {seed}: {direct:.1%} direct, {best:.1%} TO; {seconds:.0f} s", flush=True)
+        return measured
+
+    with ThreadPoolExecutor(jobs) as pool:
+        plans = dict(zip(methods, pool.map(choose, methods), strict=True))
+        # All methods of a seed before the next seed: a study cut short is still a comparison.
+        runs = [(method, seed, plans[method]) for seed in seeds for method in methods]
+        measured = dict(zip([run[:2] for run in runs], pool.map(test, *zip(*runs, strict=True)), strict=True))
+    return {
+        method: {
+            "title": METHODS[method],
+            "training": training_cost(task.name, method, options.max_train_steps),
+            "seeds": {seed: measured[method, seed] for seed in seeds},
+        }
+        for method in methods
+    }
