@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -159,9 +160,8 @@ class FluxViTConfig(PreTrainedConfig):
         self.token_budgets = list(self.token_budgets)
         if isinstance(self.image_size, tuple):
             self.image_size = list(self.image_size)
-        # JSON makes strings of the budgets.
         if self.token_plan is not None:
-            self.token_plan = {_as_budget(budget): _as_clip(budget, clip) for budget, clip in self.token_plan.items()}
+            self.token_plan = as_token_plan(self.token_plan)
         # Called here although the library calls every `validate_*` later: it would wrap the ValueError in another type.
         self.validate_fluxvit()
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
@@ -279,33 +279,30 @@ class FluxViTConfig(PreTrainedConfig):
             self.token_selection,
             f"one of {list(TOKEN_SELECTORS)}",
         )
-        for budget, clip in (self.token_plan or {}).items():
-            legal = (
-                _is_count(budget)
-                and len(clip) == 2
-                and all(_is_count(n) for n in clip)
-                and clip[0] % self.tubelet_size == 0
-                and clip[1] % self.patch_size == 0
-            )
-            _require(legal, "token_plan", {budget: clip}, "a budget >= 1 mapped to [num_frames, size in whole patches]")
+        for budget, (frames, size) in (self.token_plan or {}).items():
+            whole = frames % self.tubelet_size == 0 and size % self.patch_size == 0
+            _require(whole, "token_plan", {budget: [frames, size]}, "frames in whole tubelets, sizes in whole patches")
 
 
 def _is_count(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def _as_budget(key) -> int:
-    if isinstance(key, str) and key.isdigit():
-        return int(key)
-    if not _is_count(key):
-        raise ValueError(f"token_plan must map budgets (whole numbers) to [num_frames, size], got key {key!r}")
-    return key
+def as_token_plan(plan: Any) -> dict[int, list[int]]:
+    """A plan with whole numbers for budgets (JSON makes strings of them) and lists of two for clips.
 
-
-def _as_clip(budget, clip) -> list[int]:
-    if not isinstance(clip, (list, tuple)):
-        raise ValueError(f"token_plan must map budgets to [num_frames, size], got {budget!r}: {clip!r}")
-    return list(clip)
+    Raises:
+        ValueError: anything else than budgets >= 1 mapped to [num_frames, size], both >= 1.
+    """
+    if not isinstance(plan, dict):
+        raise ValueError(f"token_plan must map budgets to [num_frames, size], got {plan!r}")
+    checked = {}
+    for budget, clip in plan.items():
+        number = int(budget) if isinstance(budget, str) and budget.isdecimal() else budget
+        legal = _is_count(number) and isinstance(clip, (list, tuple)) and len(clip) == 2 and all(map(_is_count, clip))
+        _require(legal, "token_plan", {budget: clip}, "budgets >= 1 mapped to [num_frames, size]")
+        checked[number] = list(clip)
+    return checked
 
 
 def _require(holds: bool, field: str, value, allowed: str) -> None:

@@ -34,7 +34,7 @@ from transformers.utils import logging
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
-from .configuration_fluxvit import AUTO_MAP, forget_hub_files, save_hub_files
+from .configuration_fluxvit import AUTO_MAP, as_token_plan, forget_hub_files, save_hub_files
 from .token_selection import as_count
 
 
@@ -1004,24 +1004,8 @@ def _with_checked_values(settings: dict[str, Any]) -> dict[str, Any]:
     given = {name: settings[name] for name in counts if settings.get(name) is not None}
     settings = {**settings, **{name: as_count(name, value) for name, value in given.items()}}
     if settings.get("token_plan") is not None:
-        settings["token_plan"] = _token_plan(settings["token_plan"])
+        settings["token_plan"] = as_token_plan(settings["token_plan"])
     return settings
-
-
-def _token_plan(plan: Any) -> dict[int, list[int]]:
-    """Budget -> [num_frames, size] in plain ints, as JSON makes strings of the budgets; raises ValueError."""
-    allowed = "`token_plan` must map budgets >= 1 to [num_frames, size]"
-    if not isinstance(plan, dict):
-        raise ValueError(f"{allowed}, got {plan!r}")
-    checked = {}
-    for budget, clip in plan.items():
-        if not isinstance(clip, (list, tuple)) or len(clip) != 2:
-            raise ValueError(f"{allowed}, got {budget!r}: {clip!r}")
-        number = int(budget) if isinstance(budget, str) and budget.isdecimal() else budget
-        names = ("num_frames", "size")
-        sides = [as_count(f"token_plan[{budget!r}] {name}", value) for name, value in zip(names, clip, strict=True)]
-        checked[as_count("a budget of `token_plan`", number)] = sides
-    return checked
 
 
 def _with_matching_crop(settings: dict[str, Any]) -> dict[str, Any]:

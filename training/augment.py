@@ -13,10 +13,12 @@ Pillow's results are met within one level; the crop is resized in uint8 and roun
 normalised.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import PIL.Image
@@ -26,6 +28,7 @@ from torch import Tensor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from flux_hf import FluxViTVideoProcessor
+from flux_hf.token_selection import as_count
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -35,39 +38,44 @@ from flux_hf import FluxViTVideoProcessor
 
 @dataclass(frozen=True)
 class RandAugment:
-    """The parts of a string such as `rand-m7-n4-mstd0.5-inc1`.
+    """The parts of a string such as `rand-m7-n4-mstd0.5-inc1`, read by `parse`.
 
     Args:
         magnitude: m, mean of the normal draw of an operation's strength, 0 to 10.
         num_ops: n, operations drawn, with replacement.
-        magnitude_std: mstd, standard deviation of that draw; the result is clipped to 0..10.
+        magnitude_std: mstd, standard deviation of the strength; the draw is clipped to 0..10.
         probability: p, that a drawn operation is applied.
     """
 
-    magnitude: float = 9.0
-    num_ops: int = 2
+    magnitude: float
+    num_ops: int
     magnitude_std: float = 0.0
     probability: float = 0.5
 
+    def __post_init__(self):
+        if not 0 <= self.magnitude <= 10 or not 0 <= self.probability <= 1 or self.num_ops < 1:
+            raise ValueError(f"RandAugment needs m in 0..10, n of at least 1 and p in 0..1, got {self}")
+
     @classmethod
     def parse(cls, text: str) -> "RandAugment":
-        """Reads the string form. Raises ValueError for a part that is unknown, out of range or missing (`inc1`)."""
-        names = {"m": "magnitude", "n": "num_ops", "mstd": "magnitude_std", "p": "probability"}
+        """Reads the string form; `m`, `n` and `inc1` (the operations that grow with m) must be there, `mstd`, `p` may.
+
+        Raises:
+            ValueError: another part, a part twice, one missing, or a value out of range.
+        """
         head, *parts = text.split("-")
-        values: dict[str, float] = {}
-        for part in parts:
-            match = re.fullmatch(r"(mstd|inc|m|n|p)(\d+(?:\.\d+)?)", part)
-            if match is None or match[1] in values:
-                raise ValueError(f"rand_augment {text!r}: cannot read {part!r}; a form is 'rand-m7-n4-mstd0.5-inc1'")
-            values[match[1]] = float(match[2])
-        if head != "rand" or values.pop("inc", 0) != 1:
+        matches = [re.fullmatch(r"(mstd|inc|m|n|p)(\d+(?:\.\d+)?)", part) for part in parts]
+        values = {match[1]: match[2] for match in matches if match}
+        if head != "rand" or len(values) != len(parts) or not {"m", "n"} <= set(values) or values.get("inc") != "1":
             raise ValueError(
-                f"rand_augment {text!r} must start with 'rand-' and have 'inc1': no other set of operations"
+                f"rand_augment must be like 'rand-m7-n4-mstd0.5-inc1' (m, n and inc1 given, mstd and p optional), "
+                f"got {text!r}"
             )
-        if values.get("m", 0) > 10 or values.get("p", 0) > 1 or values.get("n", 1) != max(1, int(values.get("n", 1))):
-            raise ValueError(f"rand_augment {text!r}: m must lie in 0..10, p in 0..1, n be a whole number above 0")
-        settings = {names[key]: value for key, value in values.items()}
-        return cls(**{**settings, "num_ops": int(values.get("n", cls.num_ops))})
+        if not values["n"].isdigit():
+            raise ValueError(f"n of rand_augment must be a whole number, got {text!r}")
+        optional = {"magnitude_std": values.get("mstd"), "probability": values.get("p")}
+        given = {name: float(value) for name, value in optional.items() if value is not None}
+        return cls(magnitude=float(values["m"]), num_ops=int(values["n"]), **given)
 
 
 @dataclass(frozen=True)
@@ -113,20 +121,18 @@ class AugmentConfig:
         for name in ("hflip", "erasing", "brightness", "contrast"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in 0..1, got {getattr(self, name)}")
-        for name, upper in (
-            ("crop_scale", 1),
-            ("crop_ratio", math.inf),
-            ("erasing_area", 1),
-            ("erasing_ratio", math.inf),
-        ):
+        limits = {"crop_scale": 1, "crop_ratio": math.inf, "erasing_area": 1, "erasing_ratio": math.inf}
+        for name, limit in limits.items():
             ends = getattr(self, name)
-            if ends is not None and not (len(ends) == 2 and 0 < ends[0] <= ends[1] <= upper):
-                raise ValueError(f"{name} must be two values in increasing order, above 0, at most {upper}, got {ends}")
+            if ends is None and name == "crop_scale":
+                continue
+            if len(ends) != 2 or not 0 < ends[0] <= ends[1] <= limit:
+                raise ValueError(f"{name} must be two values above 0 and at most {limit}, the lower first, got {ends}")
         for name in ("fill", "mean", "std"):
             if len(getattr(self, name)) != 3:
                 raise ValueError(f"{name} must have one value a channel, got {getattr(self, name)}")
-        if min(self.std) <= 0 or not all(0 <= level <= 255 for level in self.fill):
-            raise ValueError(f"std must be above 0 and fill in 0..255, got {self.std} and {self.fill}")
+        if min(self.std) <= 0 or not 0 <= min(self.fill) <= max(self.fill) <= 255:
+            raise ValueError(f"std must be above 0 and fill lie in 0..255, got std={self.std} and fill={self.fill}")
 
 
 # "released": the defaults of the official fine-tuning code. "paper": table 15 says RandAug(9, 0.5); read as magnitude 9
@@ -143,6 +149,41 @@ AUGMENT_PRESETS: dict[str, AugmentConfig] = {
 
 
 @dataclass(frozen=True)
+class MixConfig:
+    """How the clips of a batch are mixed, and their labels smoothed.
+
+    Args:
+        mixup_alpha: Both parameters of the beta draw of mixup's share; 0: no mixup.
+        cutmix_alpha: The same for cutmix, whose share is an area; 0: no cutmix.
+        prob: Probability that a batch is mixed at all.
+        switch_prob: Probability of cutmix rather than mixup, where both are on.
+        label_smoothing: s: a target of one becomes 1 - s + s / C, one of zero s / C, for C labels.
+    """
+
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
+    prob: float = 1.0
+    switch_prob: float = 0.5
+    label_smoothing: float = 0.0
+
+    def __post_init__(self):
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("prob", "switch_prob", "label_smoothing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in 0..1, got {getattr(self, name)}")
+
+
+MIX_PRESETS: dict[str, MixConfig] = {
+    "released": MixConfig(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1),
+    "paper": MixConfig(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.0),
+    "light": MixConfig(),
+    "none": MixConfig(),
+}
+
+
+@dataclass(frozen=True)
 class _Region:
     """A box of pixels of the frame."""
 
@@ -151,17 +192,16 @@ class _Region:
     height: int
     width: int
 
-    def slices(self, within: "_Region") -> tuple[slice, slice]:
-        """Rows and columns of this region in a tensor that holds `within`."""
-        top, left = self.top - within.top, self.left - within.left
+    def slices(self, within: "_Region | None" = None) -> tuple[slice, slice]:
+        """Rows and columns of this region in the frame, or in a tensor that holds `within`."""
+        top, left = (self.top - within.top, self.left - within.left) if within else (self.top, self.left)
         return slice(top, top + self.height), slice(left, left + self.width)
 
-    def grown(self, size: tuple[int, int], up: int = 1, down: int = 1, left: int = 1, right: int = 1) -> "_Region":
+    def grown(self, pixels: int, size: tuple[int, int]) -> "_Region":
         """With so many more pixels on each side, as far as a frame of `size` (height, width) has them."""
-        top, start = max(self.top - up, 0), max(self.left - left, 0)
-        bottom = min(self.top + self.height + down, size[0])
-        end = min(self.left + self.width + right, size[1])
-        return _Region(top, start, bottom - top, end - start)
+        top, left = max(self.top - pixels, 0), max(self.left - pixels, 0)
+        bottom, right = min(self.top + self.height + pixels, size[0]), min(self.left + self.width + pixels, size[1])
+        return _Region(top, left, bottom - top, right - left)
 
 
 @dataclass(frozen=True)
@@ -176,8 +216,9 @@ def _factor(level: float, sign: float) -> float:
     return 1 + sign * 0.9 * level / 10
 
 
-# The fifteen "increasing" operations: parameter from strength (0..10) and sign (+1 or -1). The translations are parts of
-# the frame's side. As in the published policy, Posterize can leave no bits, and SolarizeAdd has no sign.
+# The fifteen operations that grow with their strength: parameter from strength (0..10) and sign (1 or -1). Translations
+# are parts of the frame's side. The translations' 45 % and the strengths' spread are the official code's; the other
+# ends are those of the well-known policy, in which Posterize can leave no bits, and the picture is black then.
 RAND_AUGMENT_OPS: dict[str, Callable[[float, float], float]] = {
     "AutoContrast": lambda level, sign: 0.0,
     "Equalize": lambda level, sign: 0.0,
@@ -199,10 +240,9 @@ _GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 _STATISTICAL = ("AutoContrast", "Equalize", "Contrast")
 
 
-def _draw_ops(config: AugmentConfig, rng: np.random.Generator) -> list[_Op]:
+def _draw_ops(config: AugmentConfig, policy: RandAugment | None, rng: np.random.Generator) -> list[_Op]:
     ops = []
-    if config.rand_augment is not None:
-        policy = RandAugment.parse(config.rand_augment)
+    if policy is not None:
         names = list(RAND_AUGMENT_OPS)
         for index in rng.integers(len(names), size=policy.num_ops):
             applied, level, sign = rng.random(), rng.normal(policy.magnitude, policy.magnitude_std), rng.random()
@@ -231,17 +271,18 @@ def _draw_crop(config: AugmentConfig, size: tuple[int, int], rng: np.random.Gene
     return _Region((height - rows) // 2, (width - columns) // 2, rows, columns)
 
 
-def _draw_erasing(config: AugmentConfig, size: int, rng: np.random.Generator) -> _Region | None:
-    """The box to erase in a crop of `size` x `size`: a hundred tries to place one; None for no erasing."""
+def _draw_erasing(config: AugmentConfig, size: tuple[int, int], rng: np.random.Generator) -> _Region | None:
+    """The box to erase in a picture of `size` (height, width): a hundred tries to place one; None for no erasing."""
     if rng.random() >= config.erasing:
         return None
+    height, width = size
     low, high = (math.log(ratio) for ratio in config.erasing_ratio)
     for _ in range(100):
-        area = size * size * rng.uniform(*config.erasing_area)
+        area = height * width * rng.uniform(*config.erasing_area)
         ratio = math.exp(rng.uniform(low, high))
         rows, columns = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < rows < size and 0 < columns < size:
-            return _Region(int(rng.integers(size - rows + 1)), int(rng.integers(size - columns + 1)), rows, columns)
+        if 0 < rows < height and 0 < columns < width:
+            return _Region(int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1)), rows, columns)
     return None
 
 
@@ -255,45 +296,46 @@ def _draw_erasing(config: AugmentConfig, size: int, rng: np.random.Generator) ->
 class ClipAugment:
     """Augments clips as `config` says, every frame of a clip alike.
 
-    `augment(frames, size, generator)` does all of it where the frames are. The other way is to crop in the loader's
-    workers (`on_worker`) and to do the rest on the device for the whole batch (`on_batch`): uint8 crops are a quarter of
-    the bytes to move. RandAugment then sees the crop, not the frame: its statistics are the crop's, translations are
-    parts of the crop, and what they bring in from beyond it is `fill`.
+    `augment(frames, size, generator)` does all of it on the CPU. The other way is to crop in the loader's workers
+    (`on_worker`) and to do the rest on the device for the whole batch (`on_batch`): uint8 crops are a quarter of the
+    bytes to move. RandAugment then sees the crop, not the frame: its statistics are the crop's, translations are parts
+    of the crop, and what lies beyond it is `fill`.
 
-    All draws come from the generator, which moves on by one step (and by the noise of erasing, where there is any).
+    The result is a function of the frames and of the generator's state, which moves on.
     """
 
     def __init__(self, config: AugmentConfig):
         self.config = config
+        self._policy = None if config.rand_augment is None else RandAugment.parse(config.rand_augment)
 
     def __call__(self, frames: Tensor, size: int, generator: torch.Generator) -> Tensor:
         """Augments one clip.
 
         Args:
-            frames: (T, 3, H, W) uint8; fastest where the memory is (T, H, W, 3), as decoded.
+            frames: (T, 3, H, W) uint8 on the CPU; fastest where the memory is (T, H, W, 3), as decoded.
             size: S, side of the square crop.
-            generator: on the CPU, whatever the device of the frames.
+            generator: on the CPU.
 
         Returns:
-            (T, 3, S, S) float32, normalised, on the device of the frames.
+            (T, 3, S, S) float32, normalised.
 
         Raises:
-            ValueError: frames of another type or shape, or a size below 1.
+            ValueError: frames of another type, shape or device, or a size that is not a whole number above 0.
         """
-        _check_frames(frames, size)
+        _check_clip(frames, size)
         rng = _numpy_generator(generator)
-        ops = _draw_ops(self.config, rng)
+        ops = _draw_ops(self.config, self._policy, rng)
         crop = self._crop(frames, ops, size, rng)
         flip = rng.random() < self.config.hflip
         values = self._normalize(crop.flip(2) if flip else crop)
-        box = _draw_erasing(self.config, size, rng)
+        box = _draw_erasing(self.config, (size, size), rng)
         if box is not None:
             _erase(values, box, generator)
         return values
 
     def on_worker(self, frames: Tensor, size: int, generator: torch.Generator) -> Tensor:
         """The crop alone: (T, 3, H, W) uint8 to (T, 3, S, S) uint8. Arguments and errors as of the call."""
-        _check_frames(frames, size)
+        _check_clip(frames, size)
         return self._crop(frames, [], size, _numpy_generator(generator)).permute(0, 3, 1, 2).contiguous()
 
     def on_batch(self, videos: Tensor, seeds: Tensor) -> Tensor:
@@ -301,8 +343,8 @@ class ClipAugment:
 
         Args:
             videos: (B, T, 3, S, S) uint8, on any device.
-            seeds: (B,) int64. What becomes of a clip depends on its own seed alone, not on the batch it is in. The noise
-                of erasing is drawn on the videos' device, and differs between kinds of device.
+            seeds: (B,) int64. What becomes of a clip depends on its own seed alone, not on the batch it is in. The
+                noise of erasing is drawn on the videos' device, and differs between kinds of device.
 
         Returns:
             (B, T, 3, S, S) float32 on the device of the videos.
@@ -310,23 +352,21 @@ class ClipAugment:
         Raises:
             ValueError: videos or seeds of another type or shape.
         """
-        if videos.ndim != 5 or videos.shape[-1] != videos.shape[-2] or seeds.shape != videos.shape[:1]:
-            raise ValueError(
-                f"on_batch takes videos (B, T, 3, S, S) and seeds (B,), got {tuple(videos.shape)}, {tuple(seeds.shape)}"
-            )
-        size = videos.shape[-1]
+        if videos.dtype != torch.uint8 or videos.ndim != 5 or videos.shape[2] != 3 or 0 in videos.shape:
+            raise ValueError(f"videos must be uint8 (B, T, 3, S, S), got {videos.dtype} {tuple(videos.shape)}")
+        if seeds.dtype != torch.int64 or seeds.shape != videos.shape[:1]:
+            raise ValueError(f"seeds must be int64 ({len(videos)},), got {seeds.dtype} {tuple(seeds.shape)}")
+        size = tuple(videos.shape[-2:])
         out = torch.empty(videos.shape, dtype=torch.float32, device=videos.device)
         for video, values, seed in zip(videos, out, seeds.tolist(), strict=True):
-            _check_frames(video, size)
             rng = np.random.default_rng([_ON_BATCH, seed % 2**64])
-            whole = _Region(0, 0, size, size)
-            frames = _apply_ops(video.permute(0, 2, 3, 1), _draw_ops(self.config, rng), whole, self.config)
+            ops = _draw_ops(self.config, self._policy, rng)
+            frames = _apply_ops(video.permute(0, 2, 3, 1), ops, _Region(0, 0, *size), self.config)
             flip = rng.random() < self.config.hflip
             values.copy_(self._normalize(frames.flip(2) if flip else frames))
             box = _draw_erasing(self.config, size, rng)
             if box is not None:
-                generator = torch.Generator(device=videos.device).manual_seed(int(rng.integers(2**63)))
-                _erase(values, box, generator)
+                _erase(values, box, torch.Generator(videos.device).manual_seed(int(rng.integers(2**63))))
         return out
 
     def _crop(self, frames: Tensor, ops: list[_Op], size: int, rng: np.random.Generator) -> Tensor:
@@ -335,8 +375,7 @@ class ClipAugment:
         if self.config.crop_scale is None:
             whole = _Region(0, 0, *frame_size)
             frames = _apply_ops(frames.permute(0, 2, 3, 1), ops, whole, self.config).permute(0, 3, 1, 2)
-            options = {"do_rescale": False, "do_normalize": False, "do_sample_frames": False}
-            crop = FluxViTVideoProcessor(size=size, **options)(frames, return_tensors="pt")["pixel_values_videos"][0]
+            crop = _centre_crop(size)(frames, input_data_format="channels_first")["pixel_values_videos"][0]
             return crop.to(torch.uint8).permute(0, 2, 3, 1)
         box = _draw_crop(self.config, frame_size, rng)
         frames = _apply_ops(frames.permute(0, 2, 3, 1), ops, box, self.config).permute(0, 3, 1, 2)
@@ -355,11 +394,18 @@ class ClipAugment:
 _ON_BATCH = 0x6F6E  # keeps the draws of `on_batch` apart from others made from the same seed
 
 
-def _check_frames(frames: Tensor, size: int) -> None:
+@lru_cache
+def _centre_crop(size: int) -> FluxViTVideoProcessor:
+    """Resizes and crops as for evaluation, and leaves the levels as they are."""
+    return FluxViTVideoProcessor(size=size, do_rescale=False, do_normalize=False, do_sample_frames=False)
+
+
+def _check_clip(frames: Tensor, size: int) -> None:
+    as_count("size", size)
     if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != 3 or 0 in frames.shape:
         raise ValueError(f"frames must be uint8 (T, 3, H, W) and not empty, got {frames.dtype} {tuple(frames.shape)}")
-    if not isinstance(size, int) or size < 1:
-        raise ValueError(f"size must be a whole number of pixels above 0, got {size!r}")
+    if frames.device.type != "cpu":
+        raise ValueError(f"frames must be on the CPU, got {frames.device}: `on_batch` works on any device")
 
 
 def _numpy_generator(generator: torch.Generator) -> np.random.Generator:
@@ -369,9 +415,8 @@ def _numpy_generator(generator: torch.Generator) -> np.random.Generator:
 
 def _erase(values: Tensor, box: _Region, generator: torch.Generator) -> None:
     """Fills `box` of every frame (T, 3, S, S) with standard normal noise, new in each frame."""
-    rows, columns = box.slices(_Region(0, 0, 0, 0))
-    shape = (*values.shape[:2], box.height, box.width)
-    values[..., rows, columns] = torch.randn(shape, generator=generator, device=generator.device).to(values.device)
+    target = values[(..., *box.slices())]
+    target.copy_(torch.randn(target.shape, generator=generator, device=values.device))
 
 
 def _apply_ops(frames: Tensor, ops: list[_Op], box: _Region, config: AugmentConfig) -> Tensor:
@@ -385,7 +430,7 @@ def _apply_ops(frames: Tensor, ops: list[_Op], box: _Region, config: AugmentConf
     for step in reversed(steps):
         regions.append(step.reads(regions[-1], size))
     regions.reverse()
-    frames = frames[(slice(None), *regions[0].slices(_Region(0, 0, *size)))]
+    frames = frames[(slice(None), *regions[0].slices())]
     for step, source, target in zip(steps, regions[:-1], regions[1:], strict=True):
         frames = step.apply(frames, source, target, size)
     return frames
@@ -474,7 +519,7 @@ def _level_table(op: _Op, levels: Tensor) -> Tensor:
 def _statistical_table(op: _Op, levels: Tensor, counts: Tensor) -> Tensor:
     """(T, 3, 256), or (T, 1, 256) for all channels: new levels by operations that look at histograms (T, 3, 256)."""
     if op.name == "Contrast":
-        means = (counts * levels).sum(-1) / counts.sum(-1)
+        means = (counts * levels).sum(-1).double() / counts.sum(-1)
         grey = (means * torch.tensor(_LUMA, device=counts.device)).sum(-1) / 65536
         base = (grey + 0.5).floor().to(torch.float32).view(-1, 1, 1)
         return _blend(base, levels.to(torch.float32), op.value).long()
@@ -502,7 +547,7 @@ def _histograms(frames: Tensor) -> Tensor:
     length = len(frames)
     if frames.device.type == "cpu":  # Pillow counts four times as fast as torch
         counts = [PIL.Image.fromarray(frame).histogram() for frame in frames.numpy()]
-        return torch.tensor(counts).view(length, 3, 256)
+        return torch.from_numpy(np.array(counts)).view(length, 3, 256)
     offsets = torch.arange(0, length * 768, 256, dtype=torch.int32, device=frames.device).view(length, 1, 1, 3)
     return torch.bincount((frames + offsets).view(-1), minlength=length * 768).view(length, 3, 256)
 
@@ -518,10 +563,11 @@ class _Color:
 
     def apply(self, frames: Tensor, source: _Region, target: _Region, size: tuple[int, int]) -> Tensor:
         out = torch.empty(frames.shape, dtype=torch.uint8, device=frames.device)
-        weights = torch.tensor(_LUMA, dtype=torch.float32, device=frames.device) / 65536
         for frame, result in zip(frames, out, strict=True):  # one at a time stays in the cache
             values = frame.to(torch.float32)
-            grey = (values @ weights).add_(0.5).floor_()
+            red, green, blue = values.unbind(-1)
+            grey = (red * _LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])  # below 2**24, thus exact
+            grey = grey.add_(32768).mul_(2**-16).floor_()
             result.copy_(_blend(grey[..., None].expand_as(values).contiguous(), values, self.factor))
         return out
 
@@ -533,7 +579,7 @@ class _Sharpness:
     factor: float
 
     def reads(self, target: _Region, size: tuple[int, int]) -> _Region:
-        return target.grown(size)
+        return target.grown(1, size)
 
     def apply(self, frames: Tensor, source: _Region, target: _Region, size: tuple[int, int]) -> Tensor:
         out = frames.clone(memory_format=torch.contiguous_format)
@@ -568,12 +614,19 @@ def _matrix(op: _Op, size: tuple[int, int]) -> tuple[float, ...]:
     return cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y
 
 
-# Weights of the pixels around a position, as polynomials in its distance (0 to 1) from the pixel before it: entry [p][k]
-# belongs to power p and pixel k. Bicubic is Pillow's: the slope at a pixel is the difference of its two neighbours.
-_KERNELS = {
-    "bilinear": ((1.0, 0.0), (-1.0, 1.0)),
-    "bicubic": ((0.0, 1.0, 0.0, 0.0), (-1.0, 0.0, 1.0, 0.0), (2.0, -2.0, 1.0, -1.0), (-1.0, 1.0, -1.0, 1.0)),
-}
+def _bilinear(distance: Tensor) -> list[Tensor]:
+    return [1 - distance, distance]
+
+
+def _bicubic(distance: Tensor) -> list[Tensor]:
+    """Pillow's kernel: the slope at a pixel is the difference of its neighbours."""
+    square = distance * distance
+    cube = square * distance
+    return [2 * square - cube - distance, cube - 2 * square + 1, distance + square - cube, cube - square]
+
+
+# Weights of the pixels around a position by its distance (0 to 1) from the pixel before it.
+_KERNELS = {"bilinear": _bilinear, "bicubic": _bicubic}
 _BORDER = 2  # pixels repeated around the table, so that every pixel of the frame has the neighbours the kernels ask for
 
 
@@ -599,7 +652,7 @@ class _Warp:
         top, left = (min(max(math.floor(v), 0), side - 1) for v, side in zip((top, left), size, strict=True))
         bottom, right = max(math.ceil(bottom), top + 1), max(math.ceil(right), left + 1)
         region = _Region(top, left, min(bottom, size[0]) - top, min(right, size[1]) - left)
-        return region.grown(size, 2, 2, 2, 2)
+        return region.grown(2, size)
 
     def _look(self, x, y):
         """Where pixels at columns `x` and rows `y` look; an axis that does not depend on the other keeps its shape."""
@@ -612,16 +665,16 @@ class _Warp:
         x = torch.arange(target.width, dtype=torch.float64, device=device)[None, :] + (target.left + 0.5)
         x, y = self._look(x, y)
         outside = (x < 0) | (x >= size[1]) | (y < 0) | (y >= size[0])
-        rows, powers_y, kernel_y = self._taps(y.expand(shape), source.top, source.height)
-        columns, powers_x, kernel_x = self._taps(x.expand(shape), source.left, source.width)
-        taps_y, taps_x = kernel_y.shape[1], kernel_x.shape[1]
-        # one row a new pixel, one column a tap: rows outer, columns inner
-        weights = powers_x.t() @ kernel_x.repeat(1, taps_y)
-        if taps_y > 1:
-            weights *= powers_y.t() @ kernel_y.repeat_interleave(taps_x, 1)
+        a, b, c, d, e, f = self.matrix
+        stays_x, stays_y = (a, b) == (1, 0) and c % 1 == 0, (e, d) == (1, 0) and f % 1 == 0
+        columns, weights_x = self._taps(x.expand(shape), source.left, source.width, stays_x)
+        rows, weights_y = self._taps(y.expand(shape), source.top, source.height, stays_y)
+        weights = torch.empty((target.height * target.width, len(weights_y) * len(weights_x)), device=device)
+        for index, (weight_y, weight_x) in enumerate(itertools.product(weights_y, weights_x)):
+            torch.mul(weight_y, weight_x, out=weights[:, index])
         stride = source.width + 2 * _BORDER
-        steps = torch.arange(taps_y, dtype=torch.int32)[:, None] * stride + torch.arange(taps_x, dtype=torch.int32)
-        places = (rows * stride + columns)[:, None] + steps.view(-1).to(device)
+        steps = [row * stride + column for row in range(len(weights_y)) for column in range(len(weights_x))]
+        places = (rows * stride + columns)[:, None] + torch.tensor(steps, dtype=torch.int32, device=device)
         sums = F.embedding_bag(places, _pixel_table(frames), mode="sum", per_sample_weights=weights)
         sums = sums.clamp_(0, 255).view(*shape, 3, length)
         sums[outside] = torch.tensor(self.fill, dtype=torch.float32, device=device)[:, None]
@@ -630,23 +683,23 @@ class _Warp:
             frame.copy_(sums[..., index])
         return out
 
-    def _taps(self, position: Tensor, start: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
-        """For N positions along an axis: the first pixel (N,) int32 of those that are weighed, counted in a table that
-        begins at `start`; powers (P, N) of the distance from the pixel before; and the kernel (P, number of pixels)."""
+    def _taps(self, position: Tensor, start: int, length: int, stays: bool) -> tuple[Tensor, list[Tensor]]:
+        """Which pixels are weighed, and how, at N positions along an axis; `stays`: positions are pixels' centres.
+
+        Returns the first of the pixels (N,) int32, counted in a table whose border begins before pixel `start`, and the
+        weights (N,) of it and of each one after it.
+        """
         position = position.reshape(-1) - 0.5
         first = position.floor()
-        distance = (position - first).to(torch.float32)
-        kernel = torch.tensor(_KERNELS[self.interpolation], device=position.device)
-        before = kernel.shape[1] // 2 - 1
-        if not bool(distance.any()):  # whole pixels: an axis that stays
-            kernel, before = torch.ones_like(kernel[:1, :1]), 0
-        # levels are cut to whole ones, as in Pillow, so that a sum of equal levels must not fall short of them
-        kernel *= 1 + 2**-19
-        powers = [torch.ones_like(distance)]
-        while len(powers) < len(kernel):
-            powers.append(powers[-1] * distance)
+        # levels are cut to whole ones, as in Pillow, so a sum of equal levels must not fall short of them
+        lift = 1 + 2**-19
+        if stays:
+            weights = [torch.full(first.shape, lift, dtype=torch.float32, device=first.device)]
+        else:
+            weights = [w.mul_(lift) for w in _KERNELS[self.interpolation]((position - first).to(torch.float32))]
+        before = (len(weights) - 1) // 2
         first = first.to(torch.int32) + (_BORDER - start - before)
-        return first.clamp_(0, length + 2 * _BORDER - kernel.shape[1]), torch.stack(powers), kernel
+        return first.clamp_(0, length + 2 * _BORDER - len(weights)), weights
 
 
 def _pixel_table(frames: Tensor) -> Tensor:
@@ -660,3 +713,91 @@ def _pixel_table(frames: Tensor) -> Tensor:
     table[:_BORDER, _BORDER:-_BORDER], table[-_BORDER:, _BORDER:-_BORDER] = inner[:1], inner[-1:]
     table[:, :_BORDER], table[:, -_BORDER:] = table[:, _BORDER, None], table[:, -_BORDER - 1, None]
     return table.view(-1, 3 * length)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is done to a batch
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class MixupCutmix:
+    """Mixes each clip of a batch with the one opposite (the first with the last), all with one share; smooths labels.
+
+    Mixup blends the clips; cutmix puts a box of the one, the same in all frames, into the other, and the share is then
+    what the box, cut at the frame's edges, leaves. The middle clip of an odd batch meets itself.
+    """
+
+    def __init__(self, num_labels: int, config: MixConfig):
+        self.num_labels = as_count("num_labels", num_labels)
+        self.config = config
+
+    def __call__(self, videos: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Mixes a batch; the tensors given stay as they are.
+
+        Args:
+            videos: (B, T, 3, H, W) floating point, on any device.
+            labels: (B,) int64, or (B, C) floating point for several labels a clip.
+            generator: on the CPU.
+
+        Returns:
+            Videos as given (the same tensor where nothing is mixed), and targets (B, C) float32 on their device.
+
+        Raises:
+            ValueError: videos or labels of another type or shape, or a label outside 0..C-1.
+        """
+        if not videos.is_floating_point() or videos.ndim != 5:
+            raise ValueError(
+                f"videos must be floating point (B, T, 3, H, W), got {videos.dtype} {tuple(videos.shape)}: mix after "
+                "they are normalised"
+            )
+        targets = self._smooth_targets(labels, len(videos)).to(videos.device)
+        rng = _numpy_generator(generator)
+        share, cut = self._draw(rng)
+        if share == 1:
+            return videos, targets
+        if cut:
+            box, share = _draw_cut(share, tuple(videos.shape[-2:]), rng)
+            rows, columns = box.slices()
+            mixed = videos.clone()
+            mixed[..., rows, columns] = videos[..., rows, columns].flip(0)
+        else:
+            mixed = videos.flip(0).mul_(1 - share).add_(videos, alpha=share)
+        return mixed, targets * share + targets.flip(0) * (1 - share)
+
+    def _smooth_targets(self, labels: Tensor, batch: int) -> Tensor:
+        """(B, C) float32, smoothed."""
+        if labels.dtype == torch.int64 and labels.shape == (batch,):
+            if labels.min() < 0 or labels.max() >= self.num_labels:
+                raise ValueError(f"labels must lie in [0, {self.num_labels}), got {labels.tolist()}")
+            targets = F.one_hot(labels, self.num_labels).to(torch.float32)
+        elif labels.is_floating_point() and labels.shape == (batch, self.num_labels):
+            targets = labels.to(torch.float32)
+        else:
+            raise ValueError(
+                f"labels must be int64 ({batch},) or floating point ({batch}, {self.num_labels}), got {labels.dtype} "
+                f"{tuple(labels.shape)}"
+            )
+        smoothing = self.config.label_smoothing
+        return targets * (1 - smoothing) + smoothing / self.num_labels
+
+    def _draw(self, rng: np.random.Generator) -> tuple[float, bool]:
+        """The share of a clip in its own mixture (1: not mixed), and whether to cut rather than to blend."""
+        config = self.config
+        if rng.random() >= config.prob or config.mixup_alpha == config.cutmix_alpha == 0:
+            return 1.0, False
+        cut = (
+            rng.random() < config.switch_prob if config.mixup_alpha and config.cutmix_alpha else not config.mixup_alpha
+        )
+        alpha = config.cutmix_alpha if cut else config.mixup_alpha
+        return float(rng.beta(alpha, alpha)), cut
+
+
+def _draw_cut(share: float, size: tuple[int, int], rng: np.random.Generator) -> tuple[_Region, float]:
+    """A box of area 1 - `share` about a point drawn from a picture of `size`, cut at its edges, and what it leaves."""
+    ends = []
+    for side in size:
+        length, centre = int(side * math.sqrt(1 - share)), int(rng.integers(side))
+        ends.append((max(centre - length // 2, 0), min(centre + length // 2, side)))
+    (top, bottom), (left, right) = ends
+    box = _Region(top, left, bottom - top, right - left)
+    return box, 1 - box.height * box.width / (size[0] * size[1])

@@ -39,6 +39,7 @@ logger = get_logger(__name__)
 
 STATE_FILE = "training_state.pt"
 BEST_FILE = "best_checkpoint.json"
+ENGINE_FOLDER = "deepspeed"
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -61,6 +62,7 @@ class TrainingState:
     Args:
         objective: Unwrapped: no DDP around it.
         optimizer: Unwrapped: no AcceleratedOptimizer.
+        engine: DeepSpeed's, where it trains: it saves and loads optimiser and weights in files of its own.
         fixed: What must not differ when resuming, for the run to be the same: batch sizes, seed, data. Plain values.
         extra: Further plain values to carry along, such as the clips that failed.
     """
@@ -70,6 +72,7 @@ class TrainingState:
     scheduler: LRScheduler
     ema: ExponentialMovingAverage | None = None
     progress: Progress = field(default_factory=Progress)
+    engine: Any = None
     fixed: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -119,9 +122,14 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 def collect(state: TrainingState) -> dict[str, Any]:
     """The whole state, on the CPU; parameters and optimiser in full on rank 0, empty elsewhere (collective)."""
+    if state.engine is None:
+        weights = get_model_state_dict(state.objective, options=_FULL)
+        optimizer = get_optimizer_state_dict(state.objective, state.optimizer, options=_FULL)
+    else:
+        weights, optimizer = {n: full_tensor(p).float() for n, p in state.objective.state_dict().items()}, None
     return {
-        "objective": get_model_state_dict(state.objective, options=_FULL),
-        "optimizer": get_optimizer_state_dict(state.objective, state.optimizer, options=_FULL),
+        "objective": weights,
+        "optimizer": optimizer,
         "scheduler": {key: value for key, value in state.scheduler.state_dict().items() if key != "lr_lambdas"},
         "ema": None if state.ema is None else {n: full_tensor(a) for n, a in state.ema.averages.items()},
         "random": _gathered(random_state()),
@@ -143,8 +151,9 @@ def restore(state: TrainingState, saved: dict[str, Any]) -> None:
         raise ValueError(f"the checkpoint was written by another run: it had {was}, this one has {now}")
     if (state.ema is None) != (saved["ema"] is None):
         raise ValueError("a moving average must be kept in both the checkpoint and this run, or in neither")
-    set_model_state_dict(state.objective, saved["objective"], options=_FULL)
-    set_optimizer_state_dict(state.objective, state.optimizer, saved["optimizer"], options=_FULL)
+    if state.engine is None:
+        set_model_state_dict(state.objective, saved["objective"], options=_FULL)
+        set_optimizer_state_dict(state.objective, state.optimizer, saved["optimizer"], options=_FULL)
     state.scheduler.load_state_dict({**state.scheduler.state_dict(), **saved["scheduler"]})
     if state.ema is not None:
         for name, average in state.ema.averages.items():
@@ -237,11 +246,16 @@ def save_checkpoint(
         The new checkpoint's folder.
     """
     target = output_dir / f"checkpoint-{state.progress.step}"
+    staging = output_dir / f".{target.name}.tmp"
     collected = collect(state)
     if _rank() == 0:
-        staging = output_dir / f".{target.name}.tmp"
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
+    if state.engine is not None:
+        _barrier()
+        state.engine.save_checkpoint(str(staging), tag=ENGINE_FOLDER)
+        _barrier()
+    if _rank() == 0:
         torch.save(collected, staging / STATE_FILE)
         export(staging, collected)
         flush_tree(staging)
@@ -263,6 +277,8 @@ def save_checkpoint(
 def load_checkpoint(path: Path, state: TrainingState) -> None:
     """Restores `state` from a checkpoint's folder (collective). Raises ValueError as `restore`."""
     restore(state, torch.load(path / STATE_FILE, map_location="cpu", weights_only=True))
+    if state.engine is not None:
+        state.engine.load_checkpoint(str(path), tag=ENGINE_FOLDER)
 
 
 def best_checkpoint(output_dir: Path) -> Path | None:

@@ -37,6 +37,7 @@ from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 from .arguments import FinetuneArguments, parse_arguments
 from .augment import AUGMENT_PRESETS, ClipAugment
 from .checkpoint import (
+    ENGINE_FOLDER,
     STATE_FILE,
     TrainingState,
     best_checkpoint,
@@ -244,6 +245,7 @@ def prepare_output_dir(args: FinetuneArguments, accelerator: Accelerator) -> Non
             f"--output_dir {args.output_dir!r} holds files: --resume_from_checkpoint latest goes on with them, "
             "--overwrite_output_dir deletes them"
         )
+    accelerator.wait_for_everyone()  # all have looked before one writes
     if accelerator.is_main_process:
         if held and args.overwrite_output_dir and not args.resume_from_checkpoint:
             shutil.rmtree(output_dir)
@@ -330,8 +332,10 @@ def prepare_training(
         eps=args.adam_epsilon,
     )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        micro_batch = args.per_device_train_batch_size * args.num_sample
-        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = micro_batch
+        accelerator.state.deepspeed_plugin.deepspeed_config.update(
+            train_micro_batch_size_per_gpu=args.per_device_train_batch_size * args.num_sample,
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+        )
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
     objective = accelerator.unwrap_model(wrapped)
     warmup = args.num_warmup_steps
@@ -343,6 +347,7 @@ def prepare_training(
         optimizer=optimizer.optimizer,
         scheduler=scheduler,
         ema=None if args.ema_decay is None else ExponentialMovingAverage(objective, args.ema_decay),
+        engine=wrapped if accelerator.distributed_type == DistributedType.DEEPSPEED else None,
         fixed={
             "clips_a_step": clips_a_step,
             "gradient_accumulation_steps": args.gradient_accumulation_steps,
@@ -593,7 +598,7 @@ def finish(run: Run) -> dict[str, Any]:
     if run.accelerator.is_main_process:
         staging = run.output_dir / ".final.tmp"
         shutil.rmtree(staging, ignore_errors=True)
-        shutil.copytree(source, staging, ignore=shutil.ignore_patterns(STATE_FILE))
+        shutil.copytree(source, staging, ignore=shutil.ignore_patterns(STATE_FILE, ENGINE_FOLDER))
         write_json(staging / "all_results.json", results)
         publish(staging, run.output_dir)
         if args.push_to_hub:

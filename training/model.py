@@ -48,7 +48,7 @@ def build_model(
     settings = {"num_frames": config.num_frames, "size": {"shortest_edge": height}, "patch_size": config.patch_size}
     if args.model_name_or_path:
         hub = {"revision": args.revision, "cache_dir": args.cache_dir}
-        return model, FluxViTVideoProcessor.from_pretrained(args.model_name_or_path, **hub, **settings)
+        return model, FluxViTVideoProcessor.from_pretrained(args.model_name_or_path, token_plan=None, **hub, **settings)
     return model, FluxViTVideoProcessor(**settings)
 
 
@@ -58,10 +58,12 @@ def _pretrained_model(args: FinetuneArguments, labels: list[str], changes: dict)
     same_labels = set(known.values()) == set(labels)
     if same_labels:
         labels = [known[index] for index in range(len(known))]  # its classifier's order
-    # A classifier for another number of labels does not fit and starts anew; so must one for other labels.
+    # A classifier for another number of labels does not fit and starts anew; so must one for other labels. A token plan
+    # was found for the old weights.
     model = FluxViTForVideoClassification.from_pretrained(
         args.model_name_or_path,
         ignore_mismatched_sizes=True,
+        token_plan=None,
         **hub,
         **changes,
         **_label_fields(labels),

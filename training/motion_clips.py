@@ -39,8 +39,8 @@ class MotionClipConfig:
         frame_rate: Frames a second.
         motions: The classes, from `MOTIONS`. The circular ones are much harder to tell apart than the straight ones.
         path_length: How far the object travels in the whole clip.
-        speeds: Where given, each motion is a class at each of these speeds, written "left_slow": pairs of a name and the
-            factor on `path_length`. Ranges that overlap make classes that cannot be told apart for certain.
+        speeds: Where given, each motion is a class at each of these speeds, written "left_slow": pairs of a name and
+            the factor on `path_length`. Ranges that overlap make classes that cannot be told apart for certain.
         orbit_radius: Radius of the circular motions.
         object_radius: Radius of the moving and the still objects.
         num_still_objects: Clutter, drawn like the moving object.
@@ -94,7 +94,9 @@ class MotionClipConfig:
         motion, _, name = label.partition("_")
         factors = {"": 1.0, **dict(self.speeds)}
         if motion not in MOTIONS or name not in factors:
-            raise ValueError(f"motion must be one of {list(MOTIONS)}, or one at a speed of {self.speeds}, got {label!r}")
+            raise ValueError(
+                f"motion must be one of {list(MOTIONS)}, or one at a speed of {self.speeds}, got {label!r}"
+            )
         return motion, factors[name]
 
 

@@ -1,21 +1,21 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
-"""The paper's claim at a size that two CPU cores can check: flexible training beats a fixed grid, at a quarter of the tokens.
+"""The paper's claim at a size for two CPU cores: flexible training against a fixed grid, at fewer and fewer tokens.
 
     python -m training.study --output_dir study_output --real_data FOLDER
 
-Three ways to train the same small model on the same clips, each from several seeds: on one fixed clip shape, Flux-Single
-and Flux-Multi (`METHODS`). Each is measured on the test split at all, 1/2, 1/4 and 1/8 of its tokens, in three ways:
-"direct", the default clip with the selector keeping the budget; "fewer frames" of that clip, all tokens kept; and "TO",
-token optimization: the number of frames and the size that did best at this budget on the validation split, denser than
-the default clip, the selector keeping the budget. The test split chooses nothing.
+Three ways to train the same small model on the same clips, each from several seeds: on one fixed clip shape, by
+Flux-Single and by Flux-Multi. Each is measured on the test split at all, 1/2, 1/4 and 1/8 of its tokens, in three ways:
+"direct", the default clip with the selector keeping the budget; "fewer frames" of that clip; and "TO", token
+optimization: the number of frames and the size that did best at this budget on the validation split, the selector
+keeping the budget. The test split chooses nothing.
 
 The clips are the generator's (`training/motion_clips.py`), and with `--real_data` those of a folder with split.csv
 (columns path,label,group,split), where training goes on from the same method and seed's model of the generator's clips.
 Without a validation split there, some groups of the training split are held out once, to choose the shapes; the models
 that are tested are then trained on all of it.
 
-Everything that is finished is kept: run the command again and it goes on where it was. Writes results.json, results.md and
-a plot a data set. Run from the top of the checkout; needs no network.
+Everything that is finished is kept: run the command again and it goes on where it was. Writes results.json, results.md
+and a plot a data set. Run from the top of the checkout; needs no network.
 """
 
 import argparse
@@ -132,7 +132,9 @@ def make_real_task(output_dir: Path, data_dir: Path, split_csv: str) -> Task:
         rows = list(csv.DictReader(file))
     missing = {"path", "label", "split"} - set(rows[0] if rows else ())
     if missing:
-        raise ValueError(f"{data_dir / split_csv} must have the columns path, label and split, {sorted(missing)} missing")
+        raise ValueError(
+            f"{data_dir / split_csv} must have the columns path, label and split, {sorted(missing)} missing"
+        )
     named = {"validation": "val", "valid": "val", "dev": "val"}
     of_split: dict[str, list[dict]] = {"train": [], "val": [], "test": []}
     for row in rows:
@@ -290,14 +292,12 @@ def search(run: Run, options: Options) -> dict[int, tuple[int, int]]:
 
 
 def points_of(plan: dict[int, tuple[int, int]]) -> dict[str, dict[int, EvalPoint]]:
-    """What is measured: way of `WAYS` -> budget -> point; fewer frames only where a whole number of tubelets is left."""
+    """What is measured: way of `WAYS` -> budget -> point; fewer frames only where whole tubelets are left."""
     tubelet = MODEL_CONFIG["tubelet_size"]
     fewer = {budget: NUM_FRAMES * budget // TOKENS for budget in BUDGETS}
     return {
         "direct": {budget: EvalPoint(NUM_FRAMES, SIZE, budget) for budget in BUDGETS},
-        "fewer": {
-            budget: EvalPoint(frames, SIZE, budget) for budget, frames in fewer.items() if frames >= tubelet
-        },
+        "fewer": {budget: EvalPoint(frames, SIZE, budget) for budget, frames in fewer.items() if frames >= tubelet},
         "to": {budget: EvalPoint(*plan[budget], budget) for budget in BUDGETS},
     }
 
@@ -317,9 +317,7 @@ def measure(run: Run, plan: dict[int, tuple[int, int]], options: Options) -> dic
         command += ["--dataloader_num_workers", "0", *run.task.views]
         call(command, directory.with_suffix(".log"), options.threads)
     measured = {point["point"]: point for point in json.loads(metrics.read_text())["points"]}
-    return {
-        way: {budget: measured[str(point)] for budget, point in points.items()} for way, points in ways.items()
-    }
+    return {way: {budget: measured[str(point)] for budget, point in points.items()} for way, points in ways.items()}
 
 
 def run_task(task: Task, methods: Sequence[str], seeds: Sequence[int], jobs: int, options: Options) -> dict[str, Any]:
@@ -355,3 +353,226 @@ def run_task(task: Task, methods: Sequence[str], seeds: Sequence[int], jobs: int
         }
         for method in methods
     }
+
+
+def training_cost(task: str, method: str, max_train_steps: int | None) -> dict[str, float]:
+    """What a run of a method costs: optimiser steps, clips seen, and 10^12 multiply-adds forward and backward.
+
+    A backward pass counts as two forward ones. All patches of a clip are embedded, once for all budgets.
+    """
+    flags = {**vars(FinetuneArguments()), **merged_recipe(task, method)}
+    model = new_model()
+    if flags["sampling"] == "fixed":
+        shapes = [ClipShape(NUM_FRAMES, SIZE)]
+    else:
+        window = FlexibleSampling(*(tuple(flags[name]) for name in ("frames", "sizes", "token_window")))
+        shapes = window.legal_shapes(model.config.patch_size, model.config.tubelet_size)
+    of_shape = []
+    for shape in shapes:
+        points = [EvalPoint(shape.num_frames, shape.size, budget) for budget in flags["token_budgets"]]
+        dense = point_flops(model, replace(points[0], token_budget=None))
+        of_shape.append(dense["embedding"] + sum(point_flops(model, point)["encoder"] for point in points))
+    steps = max_train_steps or flags["max_train_steps"]
+    clips = steps * flags["per_device_train_batch_size"]
+    return {
+        "steps": steps,
+        "clips": clips,
+        "tera_multiply_adds": round(3 * clips * statistics.mean(of_shape) / 1e12, 2),
+    }
+
+
+def new_model() -> FluxViTForVideoClassification:
+    config = {**MODEL_CONFIG, "token_budgets": [TOKENS], "token_budget": None}
+    return FluxViTForVideoClassification(FluxViTConfig(**config, num_labels=len(CLIPS.labels)))
+
+
+def point_flops(model: FluxViTForVideoClassification, point: EvalPoint) -> dict[str, int]:
+    """Multiply-adds of one view: of embedding every patch, which the selector needs, and of all that comes after."""
+    config = model.config
+    patch = config.num_channels * config.tubelet_size * config.patch_size**2 * config.hidden_size
+    kept, dense = point.kept_tokens(config), point.dense_tokens(config)
+    whole = model.flops(point.num_frames, point.size, point.token_budget or dense)
+    return {"embedding": dense * patch, "encoder": whole - kept * patch}
+
+
+# Results -------------------------------------------------------------------------------------------------------------
+
+
+def summarise(results: dict[str, Any], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """A row a method, way and budget: accuracy of each seed in percent, mean and standard deviation, cost."""
+    rows, model = [], new_model()
+    for method, result in results.items():
+        for way, budget in ((way, budget) for way in WAYS for budget in BUDGETS):
+            points = [result["seeds"][seed][way].get(budget) for seed in seeds]
+            if points[0] is None:
+                continue
+            shapes = [EvalPoint.parse(point["point"]) for point in points]
+            flops = [sum(point_flops(model, shape).values()) for shape in shapes]
+            shares = [100 * point["top1"] for point in points]
+            rows.append(
+                {
+                    "method": method,
+                    "way": way,
+                    "tokens": budget,
+                    "mean": statistics.mean(shares),
+                    "std": statistics.stdev(shares) if len(shares) > 1 else 0.0,
+                    "seeds": dict(zip(seeds, shares, strict=True)),
+                    "clips": [f"{shape.num_frames}x{shape.size}" for shape in shapes],
+                    "mega_multiply_adds": statistics.mean(flops) / 1e6,
+                    "encoder_mega_multiply_adds": statistics.mean(
+                        point_flops(model, shape)["encoder"] / 1e6 for shape in shapes
+                    ),
+                }
+            )
+    return rows
+
+
+def find_row(rows: Sequence[dict[str, Any]], method: str, way: str, tokens: int) -> dict[str, Any] | None:
+    for row in rows:
+        if (row["method"], row["way"], row["tokens"]) == (method, way, tokens):
+            return row
+    return None
+
+
+def check_claims(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Flux-Multi with TO against the fixed grid: at a quarter of its tokens against all, and at equal ones."""
+    claims = []
+    for tokens, other_tokens in [(TOKENS // 4, TOKENS), *((budget, budget) for budget in BUDGETS)]:
+        ours, other = find_row(rows, "multi", "to", tokens), find_row(rows, "fixed", "direct", other_tokens)
+        if ours is not None and other is not None:
+            gains = [ours["seeds"][seed] - other["seeds"][seed] for seed in ours["seeds"]]
+            claims.append(
+                {
+                    "claim": f"Flux-Multi + TO at {tokens} tokens against fixed grid, direct, at {other_tokens}",
+                    "gain": statistics.mean(gains),
+                    "gain_of_each_seed": gains,
+                    "holds_on_average": statistics.mean(gains) >= 0,
+                    "holds_for_every_seed": min(gains) >= 0,
+                }
+            )
+    return claims
+
+
+def results_markdown(task: str, results: dict[str, Any], rows: Sequence[dict[str, Any]], seeds: Sequence[int]) -> str:
+    """Tables of accuracies, of what training cost, and the claims."""
+    lines = [
+        f"## {task}",
+        "",
+        f"Top-1 in percent on the test clips, mean and standard deviation of {len(seeds)} seeds.",
+        "",
+    ]
+    lines += [
+        f"| method | | {' | '.join(f'{budget} tokens' for budget in BUDGETS)} |",
+        "|---|---|" + "---|" * len(BUDGETS),
+    ]
+    for method in results:
+        for way, title in WAYS.items():
+            cells = []
+            for budget in BUDGETS:
+                row = find_row(rows, method, way, budget)
+                if row is None:
+                    cells.append("")
+                    continue
+                clips = f" ({', '.join(dict.fromkeys(row['clips']))})" if way == "to" else ""
+                cells.append(f"{row['mean']:.1f} ± {row['std']:.1f}{clips}")
+            lines.append(f"| {METHODS[method]} | {title} | {' | '.join(cells)} |")
+    lines += ["", "| training | steps | clips | 10^12 multiply-adds |", "|---|---|---|---|"]
+    for method, result in results.items():
+        cost = result["training"]
+        lines.append(f"| {METHODS[method]} | {cost['steps']} | {cost['clips']} | {cost['tera_multiply_adds']} |")
+    lines.append("")
+    for claim in check_claims(rows):
+        gains = ", ".join(f"{gain:+.1f}" for gain in claim["gain_of_each_seed"])
+        lines.append(f"- {claim['claim']}: {claim['gain']:+.1f} points (seeds: {gains})")
+    return "\n".join([*lines, ""])
+
+
+def draw(path: Path, title: str, results: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+    """Accuracy over tokens: direct dashed, TO solid, bars of one standard deviation."""
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for index, method in enumerate(results):
+        for way, style in (("direct", "--"), ("to", "-")):
+            line = [row for row in rows if (row["method"], row["way"]) == (method, way)]
+            axes.errorbar(
+                [row["tokens"] * 1.03 ** (index - 1) for row in line],  # side by side, not on top of each other
+                [row["mean"] for row in line],
+                [row["std"] for row in line],
+                fmt=f"o{style}",
+                color=f"C{index}",
+                capsize=3,
+                label=f"{METHODS[method]}, {WAYS[way]}",
+            )
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(BUDGETS, [str(budget) for budget in BUDGETS])
+    axes.minorticks_off()
+    axes.set(xlabel="tokens encoded", ylabel="top-1 (%)", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, format="png", dpi=150)
+    os.replace(temporary, path)
+
+
+def report(output_dir: Path, tasks: dict[str, dict[str, Any]], seeds: Sequence[int]) -> str:
+    """Writes results.json, results.md and a plot a data set. Returns the text."""
+    whole, texts = {}, []
+    for name, results in tasks.items():
+        rows = summarise(results, seeds)
+        training = {method: result["training"] for method, result in results.items()}
+        whole[name] = {"rows": rows, "claims": check_claims(rows), "training": training}
+        texts.append(results_markdown(name, results, rows, seeds))
+        draw(output_dir / f"{name}.png", f"{name}: {len(seeds)} seeds", results, rows)
+    write_json(output_dir / "results.json", whole)
+    (output_dir / "results.md").write_text("\n".join(texts))
+    return "\n".join(texts)
+
+
+# Main ----------------------------------------------------------------------------------------------------------------
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, required=True, help="results, and all that goes on from if killed")
+    parser.add_argument("--real_data", type=Path, help="folder of real clips")
+    parser.add_argument("--real_split_csv", default="split.csv", help="its table: path,label,group,split")
+    parser.add_argument("--generator_only", action="store_true", help="leave the real clips out")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(DEFAULT_METHODS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--jobs", type=count, default=min(os.cpu_count(), 4), help="runs at a time; they share the cores"
+    )
+    parser.add_argument(
+        "--num_clips",
+        nargs=3,
+        type=count,
+        default=[2400, 300, 600],
+        help="of the generator: training, validation, test",
+    )
+    parser.add_argument("--max_train_steps", type=count, help="instead of the recipes' numbers, for a short try")
+    args = parser.parse_args(arguments)
+    if len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
+        raise ValueError(f"--seeds must be different numbers of at least 0, got {args.seeds}")
+    return args
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse_arguments(arguments)
+    begin = time.perf_counter()
+    output_dir = args.output_dir.absolute()
+    output_dir.mkdir(parents=True, exist_ok=True)
+    write_json(output_dir / "model_config.json", MODEL_CONFIG)
+    options = Options(output_dir, max(1, os.cpu_count() // args.jobs), args.max_train_steps)
+    tasks = [make_generator_task(output_dir, args.num_clips)]
+    if args.real_data is not None and not args.generator_only:
+        tasks.append(make_real_task(output_dir, args.real_data, args.real_split_csv))
+    results = {}
+    for task in tasks:
+        results[task.name] = run_task(task, args.methods, args.seeds, args.jobs, options)
+        text = report(output_dir, results, args.seeds)
+    print(f"\n{text}\nresults: {output_dir}; {(time.perf_counter() - begin) / 60:.0f} min")
+
+
+if __name__ == "__main__":
+    main()

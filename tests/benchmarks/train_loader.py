@@ -3,15 +3,12 @@
 
 Each video of DIR is decoded once (8 frames) and augmented twice (224 pixels, the `released` recipe: bicubic geometric
 operations, bilinear crop), in one process on one core. The rival is built as training code usually is: decord's
-`get_batch`, RandAugment on Pillow images of the whole frames, then float tensors. They take turns, all videos a
-turn; what is printed are medians over the turns.
+`get_batch`, RandAugment on Pillow images of the whole frames, then float tensors. Both pick the same frames and apply
+the same draws. They take turns, all videos a turn; a video's time is its median over the turns.
 """
 
 import argparse
-import math
 import os
-import random
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,17 +26,18 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from flux_hf.video_processing_fluxvit import decode_video
-from training.augment import AUGMENT_PRESETS, RAND_AUGMENT_OPS, ClipAugment, RandAugment
+from training import augment
+from training.augment import AUGMENT_PRESETS, ClipAugment, RandAugment
 
 
 NUM_FRAMES, SIZE, NUM_SAMPLE, PRESET = 8, 224, 2, "released"
 VIDEO_SUFFIXES = {".avi", ".mp4", ".mkv", ".mov", ".webm"}
 
 
-def pick_frames(total_frames: int) -> np.ndarray:
+def pick_frames(total_frames: int, seed: int) -> np.ndarray:
     """(NUM_FRAMES,) one frame drawn from each of as many equal parts of the video."""
     ends = np.round((total_frames - 1) / NUM_FRAMES * np.arange(NUM_FRAMES + 1)).astype(int)
-    return np.array([random.randint(start, end) for start, end in zip(ends[:-1], ends[1:], strict=True)])
+    return np.random.default_rng(seed).integers(ends[:-1], ends[1:], endpoint=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -75,61 +73,32 @@ PILLOW_OPS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
 }
 
 
-def crop_box(height: int, width: int) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a random resized crop."""
-    config = AUGMENT_PRESETS[PRESET]
-    low, high = config.crop_ratio
-    for _ in range(10):
-        area = height * width * random.uniform(*config.crop_scale)
-        ratio = math.exp(random.uniform(math.log(low), math.log(high)))
-        rows, columns = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
-        if 0 < rows <= height and 0 < columns <= width:
-            return random.randint(0, height - rows), random.randint(0, width - columns), rows, columns
-    ratio = min(max(width / height, low), high)
-    rows, columns = min(height, round(width / ratio)), min(width, round(height * ratio))
-    return (height - rows) // 2, (width - columns) // 2, rows, columns
-
-
-def erase(values: Tensor) -> None:
-    """One box for all frames of (3, T, S, S), noise of its own in each frame."""
-    config = AUGMENT_PRESETS[PRESET]
-    for _ in range(100):
-        area = SIZE * SIZE * random.uniform(*config.erasing_area)
-        ratio = math.exp(random.uniform(*map(math.log, config.erasing_ratio)))
-        rows, columns = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if rows < SIZE and columns < SIZE:
-            top, left = random.randint(0, SIZE - rows), random.randint(0, SIZE - columns)
-            for frame in values.unbind(1):
-                frame[:, top : top + rows, left : left + columns] = torch.randn(3, rows, columns)
-            return
-
-
-def augment_with_pillow(frames: np.ndarray) -> Tensor:
+def augment_with_pillow(frames: np.ndarray, seed: int) -> Tensor:
     """(T, H, W, 3) uint8 to (3, T, S, S) float32."""
     config = AUGMENT_PRESETS[PRESET]
-    policy = RandAugment.parse(config.rand_augment)
+    generator = torch.Generator().manual_seed(seed)
+    rng = augment._numpy_generator(generator)  # as ours draws
     images = [to_pil_image(frame) for frame in frames]
-    for name in random.choices(list(RAND_AUGMENT_OPS), k=policy.num_ops):
-        if random.random() < policy.probability:
-            level = min(10.0, max(0.0, random.gauss(policy.magnitude, policy.magnitude_std)))
-            value = RAND_AUGMENT_OPS[name](level, random.choice((-1.0, 1.0)))
-            images = [PILLOW_OPS[name](image, value) for image in images]
+    for op in augment._draw_ops(config, RandAugment.parse(config.rand_augment), rng):
+        images = [PILLOW_OPS[op.name](image, op.value) for image in images]
     values = torch.stack([pil_to_tensor(image).float().div_(255) for image in images], dim=1)
     mean, std = (torch.tensor(numbers).view(3, 1, 1, 1) for numbers in (config.mean, config.std))
     values = (values - mean) / std
-    top, left, rows, columns = crop_box(*values.shape[-2:])
-    values = values[:, :, top : top + rows, left : left + columns]
-    values = F.interpolate(values, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
-    if random.random() < config.hflip:
+    rows, columns = augment._draw_crop(config, tuple(values.shape[-2:]), rng).slices()
+    values = F.interpolate(values[:, :, rows, columns], size=(SIZE, SIZE), mode="bilinear", align_corners=False)
+    if rng.random() < config.hflip:
         values = values.flip(-1)
-    if random.random() < config.erasing:
-        erase(values)
+    box = augment._draw_erasing(config, (SIZE, SIZE), rng)
+    if box is not None:
+        rows, columns = box.slices()
+        for frame in values.unbind(1):
+            frame[:, rows, columns] = torch.randn(3, box.height, box.width, generator=generator)
     return values
 
 
-def decode_with_decord(path: str) -> np.ndarray:
+def decode_with_decord(path: str, seed: int) -> np.ndarray:
     reader = decord.VideoReader(path, num_threads=1)
-    return reader.get_batch(pick_frames(len(reader))).asnumpy()
+    return reader.get_batch(pick_frames(len(reader), seed)).asnumpy()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -137,46 +106,57 @@ def decode_with_decord(path: str) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def decode_ours(path: str, verify: bool) -> Tensor:
-    frames, _ = decode_video(path, lambda about: pick_frames(about.total_num_frames), num_threads=1, verify=verify)
+def decode_ours(path: str, seed: int, verify: bool = True) -> Tensor:
+    frames, _ = decode_video(
+        path, lambda about: pick_frames(about.total_num_frames, seed), num_threads=1, verify=verify
+    )
     return frames.permute(0, 3, 1, 2)
 
 
-def ways() -> dict[str, tuple[Callable, Callable]]:
-    """Name: (decode a path, augment what that gave)."""
-    augment, generator = ClipAugment(AUGMENT_PRESETS[PRESET]), torch.Generator().manual_seed(0)
-
-    def augment_ours(frames: Tensor) -> Tensor:
-        return augment(frames, SIZE, generator)
-
-    return {
-        "Pillow, a frame at a time": (decode_with_decord, augment_with_pillow),
-        "ours": (lambda path: decode_ours(path, verify=True), augment_ours),
-        "ours, verify=False": (lambda path: decode_ours(path, verify=False), augment_ours),
-    }
+def decode_ours_unverified(path: str, seed: int) -> Tensor:
+    return decode_ours(path, seed, verify=False)
 
 
-def run(paths: list[str], decode: Callable, augment: Callable, clock: Callable[[], float]) -> tuple[float, float]:
-    """Seconds of decoding and of augmenting, summed over the videos."""
-    spent = [0.0, 0.0]
-    for path in paths:
-        times = [clock()]
-        frames = decode(path)
-        times.append(clock())
-        torch.stack([augment(frames) for _ in range(NUM_SAMPLE)])
-        times.append(clock())
-        spent = [total + end - start for total, start, end in zip(spent, times[:-1], times[1:], strict=True)]
-    return spent[0], spent[1]
+OURS = ClipAugment(AUGMENT_PRESETS[PRESET])
+
+
+def augment_ours(frames: Tensor, seed: int) -> Tensor:
+    return OURS(frames, SIZE, torch.Generator().manual_seed(seed))
+
+
+def crop_ours(frames: Tensor, seed: int) -> Tensor:
+    return OURS.on_worker(frames, SIZE, torch.Generator().manual_seed(seed))
+
+
+RIVAL = "Pillow, a frame at a time"
+WAYS: dict[str, tuple[Callable, Callable]] = {  # (decode, augment)
+    RIVAL: (decode_with_decord, augment_with_pillow),
+    "ours": (decode_ours, augment_ours),
+    "ours, verify=False": (decode_ours_unverified, augment_ours),
+    "ours, the rest on the device": (decode_ours, crop_ours),
+}
+
+
+def run(way: str, paths: list[str], clock: Callable[[], float]) -> np.ndarray:
+    """(len(paths), 2) seconds of decoding and of augmenting."""
+    decode, augment_copy = WAYS[way]
+    spent = []
+    for seed, path in enumerate(paths):
+        start = clock()
+        frames = decode(path, seed)
+        decoded = clock()
+        for copy in range(NUM_SAMPLE):
+            augment_copy(frames, NUM_SAMPLE * seed + copy)
+        spent.append((decoded - start, clock() - decoded))
+    return np.array(spent)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder")
-    parser.add_argument("--num_clips", type=int, default=40, help="videos, spread over the folder")
+    parser.add_argument("--num_clips", type=int, default=60, help="videos, spread over the folder")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: on a machine that others use too"
-    )
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: on a machine that others use")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if hasattr(os, "sched_setaffinity"):
@@ -185,18 +165,13 @@ def main() -> None:
     paths = paths[:: max(1, len(paths) // options.num_clips)][: options.num_clips]
     print(f"{len(paths)} videos of {options.folder}, {NUM_FRAMES} frames, {NUM_SAMPLE} copies of {SIZE} pixels, 1 core")
     clock = time.process_time if options.clock == "cpu" else time.perf_counter
-    rounds = [
-        {name: run(paths, decode, augment, clock) for name, (decode, augment) in ways().items()}
-        for _ in range(options.rounds + 1)
-    ][1:]  # the first one warms up
-    rival = statistics.median(sum(spent["Pillow, a frame at a time"]) for spent in rounds)
-    for name in rounds[0]:
-        total = statistics.median(sum(spent[name]) for spent in rounds)
-        decode = statistics.median(spent[name][0] for spent in rounds)
-        each = 1e3 / len(paths)
+    rounds = [{way: run(way, paths, clock) for way in WAYS} for _ in range(options.rounds + 1)][1:]  # first: warm-up
+    means = {way: np.median([spent[way] for spent in rounds], axis=0).mean(axis=0) * 1e3 for way in WAYS}
+    for way, (decode, copies) in means.items():
+        total = decode + copies
         print(
-            f"{name:28s}{NUM_SAMPLE * len(paths) / total:7.1f} clips/s ({rival / total:.2f}x), a video {total * each:.1f}"
-            f" ms: decoding {decode * each:.1f} ({decode / total:.0%}), {NUM_SAMPLE} copies {(total - decode) * each:.1f}"
+            f"{way:30s}{1e3 * NUM_SAMPLE / total:7.1f} clips/s ({means[RIVAL].sum() / total:.2f}x); a video {total:.1f} "
+            f"ms: decoding {decode:.1f} ({decode / total:.0%}), {NUM_SAMPLE} copies {copies:.1f}"
         )
 
 
