@@ -40,6 +40,7 @@ logger = get_logger(__name__)
 STATE_FILE = "training_state.pt"
 BEST_FILE = "best_checkpoint.json"
 ENGINE_FOLDER = "deepspeed"
+ENGINE_FILES = (ENGINE_FOLDER, "latest", "zero_to_*.py")  # what DeepSpeed leaves in a checkpoint
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 

@@ -37,7 +37,7 @@ from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 from .arguments import FinetuneArguments, parse_arguments
 from .augment import AUGMENT_PRESETS, ClipAugment
 from .checkpoint import (
-    ENGINE_FOLDER,
+    ENGINE_FILES,
     STATE_FILE,
     TrainingState,
     best_checkpoint,
@@ -325,7 +325,7 @@ def prepare_training(
     if not args.no_scale_lr:
         rates = [scaled_learning_rate(rate, clips_a_step, args.num_sample) for rate in rates]
     logger.info(f"peak learning rate {rates[0]:.3g} ({clips_a_step} clips x {args.num_sample} copies a step)")
-    optimizer = torch.optim.AdamW(
+    plain_optimizer = torch.optim.AdamW(
         parameter_groups(model, rates[0], args.weight_decay, args.layer_decay),
         lr=rates[0],
         betas=(args.adam_beta1, args.adam_beta2),
@@ -335,16 +335,17 @@ def prepare_training(
         accelerator.state.deepspeed_plugin.deepspeed_config.update(
             train_micro_batch_size_per_gpu=args.per_device_train_batch_size * args.num_sample,
             gradient_accumulation_steps=args.gradient_accumulation_steps,
+            gradient_clipping=args.max_grad_norm or 0.0,
         )
-    wrapped, optimizer = accelerator.prepare(objective, optimizer)
+    wrapped, optimizer = accelerator.prepare(objective, plain_optimizer)
     objective = accelerator.unwrap_model(wrapped)
     warmup = args.num_warmup_steps
     if warmup is None:
         warmup = int(args.num_warmup_epochs * steps_per_epoch)
-    scheduler = cosine_schedule(optimizer.optimizer, rates[0], min(warmup, total_steps), total_steps, *rates[1:])
+    scheduler = cosine_schedule(plain_optimizer, rates[0], min(warmup, total_steps), total_steps, *rates[1:])
     state = TrainingState(
         objective=objective,
-        optimizer=optimizer.optimizer,
+        optimizer=plain_optimizer,
         scheduler=scheduler,
         ema=None if args.ema_decay is None else ExponentialMovingAverage(objective, args.ema_decay),
         engine=wrapped if accelerator.distributed_type == DistributedType.DEEPSPEED else None,
@@ -598,7 +599,7 @@ def finish(run: Run) -> dict[str, Any]:
     if run.accelerator.is_main_process:
         staging = run.output_dir / ".final.tmp"
         shutil.rmtree(staging, ignore_errors=True)
-        shutil.copytree(source, staging, ignore=shutil.ignore_patterns(STATE_FILE, ENGINE_FOLDER))
+        shutil.copytree(source, staging, ignore=shutil.ignore_patterns(STATE_FILE, *ENGINE_FILES))
         write_json(staging / "all_results.json", results)
         publish(staging, run.output_dir)
         if args.push_to_hub:

@@ -174,9 +174,10 @@ def test_twenty_kills_at_random_moments_change_nothing(data, tmp_path):
 def test_a_tenth_of_corrupt_clips_is_listed_and_costs_no_good_one(data, tmp_path):
     folder = tmp_path / "clips"
     shutil.copytree(data, folder)
-    bad = ["train/00003.mp4", "train/00011.mp4"]
+    bad = ["train/00003.mp4", "train/00011.mp4", "train/00017.mp4"]
     (folder / bad[0]).write_bytes(b"not a video")
     (folder / bad[1]).write_bytes((folder / bad[1]).read_bytes()[:900])
+    (folder / bad[2]).unlink()
     log = launch(flags(folder, tmp_path / "out", max_train_steps=None, num_train_epochs=2, dataloader_num_workers=2))
     results = json.loads((tmp_path / "out/all_results.json").read_text())
     assert sorted(results["failed_clips"]) == bad or {name[-15:] for name in results["failed_clips"]} == set(bad)
