@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.nn.functional import cross_entropy, normalize, smooth_l1_loss
+from torch.nn.functional import normalize, one_hot
 
 from conversion.convert_to_hf import convert
 from conversion.infer_config import ConfigChoices
 from flux_hf import FluxViTForVideoClassification
+from training.objectives import FluxMulti
 
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
@@ -101,16 +102,15 @@ def test_multi_budget_loss_and_gradient_norms(model, converted, golden):
     expected = FLUXVIT["multi_loss"]
     video = pixels(golden[f"{expected['case']}.video_uint8"])
     labels = torch.tensor(expected["labels"])
-    model.zero_grad()
-    outputs = [model(video, token_budget=budget, head=head) for head, budget in enumerate(expected["budgets"])]
-    losses = [cross_entropy(output.logits, labels) for output in outputs]
-    target = normalize(outputs[0].pooler_output, dim=-1).detach()
-    aligned = [smooth_l1_loss(model.align(outputs[head].pooler_output, head), target) for head in (1, 2)]
-    loss = sum(losses) + sum(aligned)
-    loss.backward()
-    torch.testing.assert_close(torch.stack(losses), torch.tensor(expected["cross_entropy"]), **TOLERANCE)
-    torch.testing.assert_close(torch.stack(aligned), torch.tensor(expected["alignment"]), **TOLERANCE)
-    torch.testing.assert_close(loss, torch.tensor(expected["loss"]), **TOLERANCE)
+    attention = model.config._attn_implementation
+    model = FluxViTForVideoClassification.from_pretrained(
+        converted["fluxvit"], token_budgets=expected["budgets"], attn_implementation=attention
+    ).eval()
+    output = FluxMulti(model)(video, one_hot(labels, model.config.num_labels).float())
+    output.loss.backward()
+    torch.testing.assert_close(output.cross_entropies, torch.tensor(expected["cross_entropy"]), **TOLERANCE)
+    torch.testing.assert_close(output.alignment, torch.tensor(sum(expected["alignment"])), **TOLERANCE)
+    torch.testing.assert_close(output.loss.detach(), torch.tensor(expected["loss"]), **TOLERANCE)
 
     official_names = json.loads((converted["fluxvit"] / "conversion_report.json").read_text())["converted"]
     parameters = dict(model.named_parameters())
