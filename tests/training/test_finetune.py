@@ -4,6 +4,8 @@ import shutil
 import subprocess
 import time
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
@@ -249,6 +251,53 @@ def test_multi_label_training(data, tmp_path):
     model = FluxViTForVideoClassification.from_pretrained(tmp_path / "out")
     assert model.config.problem_type == "multi_label_classification" and model.config.num_labels == 3
     assert 0 < results["eval_mean_average_precision_16"] <= 1
+
+
+def test_bfloat16_follows_float32(data, tmp_path, monkeypatch):
+    main(flags(data, tmp_path / "float32", max_train_steps=4))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    main(flags(data, tmp_path / "bfloat16", max_train_steps=4))
+    half = losses(tmp_path / "bfloat16")
+    assert half == pytest.approx(losses(tmp_path / "float32"), rel=0.02) and half != losses(tmp_path / "float32")
+    assert {weight.dtype for weight in weights(tmp_path / "bfloat16").values()} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_compiled_layers_follow_eager_ones(data, tmp_path):
+    main(flags(data, tmp_path / "eager", max_train_steps=4))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    main(flags(data, tmp_path / "compiled", max_train_steps=4, torch_compile=True))
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "eager"), abs=1e-4)
+    assert weights(tmp_path / "compiled").keys() == weights(tmp_path / "eager").keys()
+
+
+def test_a_streamed_set_trains_and_resumes(data, tmp_path):
+    """A folder a class, as `datasets` reads it, validated on a listed set."""
+    for index, motion in enumerate(MOTIONS * 2):
+        (tmp_path / "set/train" / motion).mkdir(parents=True, exist_ok=True)
+        shutil.copy(data / f"train/{index:05d}.mp4", tmp_path / "set/train" / motion / f"{index}.mp4")
+    stream = {"train_data": None, "dataset_name": tmp_path / "set", "streaming": True, "max_train_samples": 12}
+    main(flags(data, tmp_path / "whole", **stream))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    arguments = flags(data, tmp_path / "resumed", **stream)
+    main([*arguments, "--resume_from_checkpoint", str(tmp_path / "whole/checkpoint-3")])
+    assert different(weights(tmp_path / "whole"), weights(tmp_path / "resumed")) == []
+
+
+def test_frame_folders_train(data, tmp_path):
+    rows = []
+    for index in range(8):
+        folder = tmp_path / f"frames/clip{index}"
+        folder.mkdir(parents=True)
+        for frame in range(1, 7):
+            pixels = np.random.default_rng(index).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+            PIL.Image.fromarray(pixels).save(folder / f"img_{frame:05d}.jpg")
+        rows.append(f"clip{index},6,{'ab'[index % 2]}")
+    (tmp_path / "train.csv").write_text("\n".join(rows) + "\n")
+    source = {"train_data": tmp_path / "train.csv", "data_root": tmp_path / "frames", "validation_data": None}
+    assert main(flags(data, tmp_path / "out", max_train_steps=2, **source))["train_steps"] == 2
+    assert FluxViTForVideoClassification.from_pretrained(tmp_path / "out").config.label2id == {"a": 0, "b": 1}
 
 
 def test_another_run_is_not_resumed_and_nothing_is_overwritten_unasked(data, tmp_path):
