@@ -1,16 +1,15 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
-"""Video augmentation on uint8 tensors, one draw a clip shared by all its frames; mixup and cutmix of a batch.
+"""Video augmentation on uint8 tensors, one draw a clip shared by all its frames.
 
-Three chapters: what is drawn (`AugmentConfig`, the presets), how it is applied to a clip (`ClipAugment`), and what is
-done to a batch (`MixupCutmix`).
+Two chapters: what is drawn (`AugmentConfig`, the presets) and how it is applied to a clip (`ClipAugment`).
 
 The recipe is that of the official fine-tuning: RandAugment at the clip's own size, normalisation, random resized crop,
 flip, erasing. What is computed is the same, pixels that the crop throws away excepted: the draws are made first, each
 step then works on the part of the frame that the steps after it read, runs of colour changes become one lookup table,
 and geometric changes are one weighted gather for all frames at once. Statistics (the mean of `Contrast`, the histograms
-of `AutoContrast` and `Equalize`) are those of each whole frame, as in Pillow, and so may differ between the frames.
-Pillow's results are met within one level; the crop is resized in uint8 and rounded to whole levels before it is
-normalised.
+of `AutoContrast` and `Equalize`) are those of each whole frame, as in Pillow, and so differ a little between frames.
+Each operation equals Pillow's within one level. The crop is resized in uint8, that is rounded to whole levels before it
+is normalised.
 """
 
 import itertools
@@ -145,41 +144,6 @@ AUGMENT_PRESETS: dict[str, AugmentConfig] = {
         brightness=0.2, contrast=0.2, crop_scale=(0.6, 1.0), crop_ratio=(0.8, 1.25), hflip=0.0, erasing=0.0
     ),
     "none": AugmentConfig(crop_scale=None, hflip=0.0, erasing=0.0),
-}
-
-
-@dataclass(frozen=True)
-class MixConfig:
-    """How the clips of a batch are mixed, and their labels smoothed.
-
-    Args:
-        mixup_alpha: Both parameters of the beta draw of mixup's share; 0: no mixup.
-        cutmix_alpha: The same for cutmix, whose share is an area; 0: no cutmix.
-        prob: Probability that a batch is mixed at all.
-        switch_prob: Probability of cutmix rather than mixup, where both are on.
-        label_smoothing: s: a target of one becomes 1 - s + s / C, one of zero s / C, for C labels.
-    """
-
-    mixup_alpha: float = 0.0
-    cutmix_alpha: float = 0.0
-    prob: float = 1.0
-    switch_prob: float = 0.5
-    label_smoothing: float = 0.0
-
-    def __post_init__(self):
-        for name in ("mixup_alpha", "cutmix_alpha"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("prob", "switch_prob", "label_smoothing"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in 0..1, got {getattr(self, name)}")
-
-
-MIX_PRESETS: dict[str, MixConfig] = {
-    "released": MixConfig(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1),
-    "paper": MixConfig(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.0),
-    "light": MixConfig(),
-    "none": MixConfig(),
 }
 
 
@@ -713,91 +677,3 @@ def _pixel_table(frames: Tensor) -> Tensor:
     table[:_BORDER, _BORDER:-_BORDER], table[-_BORDER:, _BORDER:-_BORDER] = inner[:1], inner[-1:]
     table[:, :_BORDER], table[:, -_BORDER:] = table[:, _BORDER, None], table[:, -_BORDER - 1, None]
     return table.view(-1, 3 * length)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What is done to a batch
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class MixupCutmix:
-    """Mixes each clip of a batch with the one opposite (the first with the last), all with one share; smooths labels.
-
-    Mixup blends the clips; cutmix puts a box of the one, the same in all frames, into the other, and the share is then
-    what the box, cut at the frame's edges, leaves. The middle clip of an odd batch meets itself.
-    """
-
-    def __init__(self, num_labels: int, config: MixConfig):
-        self.num_labels = as_count("num_labels", num_labels)
-        self.config = config
-
-    def __call__(self, videos: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Mixes a batch; the tensors given stay as they are.
-
-        Args:
-            videos: (B, T, 3, H, W) floating point, on any device.
-            labels: (B,) int64, or (B, C) floating point for several labels a clip.
-            generator: on the CPU.
-
-        Returns:
-            Videos as given (the same tensor where nothing is mixed), and targets (B, C) float32 on their device.
-
-        Raises:
-            ValueError: videos or labels of another type or shape, or a label outside 0..C-1.
-        """
-        if not videos.is_floating_point() or videos.ndim != 5:
-            raise ValueError(
-                f"videos must be floating point (B, T, 3, H, W), got {videos.dtype} {tuple(videos.shape)}: mix after "
-                "they are normalised"
-            )
-        targets = self._smooth_targets(labels, len(videos)).to(videos.device)
-        rng = _numpy_generator(generator)
-        share, cut = self._draw(rng)
-        if share == 1:
-            return videos, targets
-        if cut:
-            box, share = _draw_cut(share, tuple(videos.shape[-2:]), rng)
-            rows, columns = box.slices()
-            mixed = videos.clone()
-            mixed[..., rows, columns] = videos[..., rows, columns].flip(0)
-        else:
-            mixed = videos.flip(0).mul_(1 - share).add_(videos, alpha=share)
-        return mixed, targets * share + targets.flip(0) * (1 - share)
-
-    def _smooth_targets(self, labels: Tensor, batch: int) -> Tensor:
-        """(B, C) float32, smoothed."""
-        if labels.dtype == torch.int64 and labels.shape == (batch,):
-            if labels.min() < 0 or labels.max() >= self.num_labels:
-                raise ValueError(f"labels must lie in [0, {self.num_labels}), got {labels.tolist()}")
-            targets = F.one_hot(labels, self.num_labels).to(torch.float32)
-        elif labels.is_floating_point() and labels.shape == (batch, self.num_labels):
-            targets = labels.to(torch.float32)
-        else:
-            raise ValueError(
-                f"labels must be int64 ({batch},) or floating point ({batch}, {self.num_labels}), got {labels.dtype} "
-                f"{tuple(labels.shape)}"
-            )
-        smoothing = self.config.label_smoothing
-        return targets * (1 - smoothing) + smoothing / self.num_labels
-
-    def _draw(self, rng: np.random.Generator) -> tuple[float, bool]:
-        """The share of a clip in its own mixture (1: not mixed), and whether to cut rather than to blend."""
-        config = self.config
-        if rng.random() >= config.prob or config.mixup_alpha == config.cutmix_alpha == 0:
-            return 1.0, False
-        cut = (
-            rng.random() < config.switch_prob if config.mixup_alpha and config.cutmix_alpha else not config.mixup_alpha
-        )
-        alpha = config.cutmix_alpha if cut else config.mixup_alpha
-        return float(rng.beta(alpha, alpha)), cut
-
-
-def _draw_cut(share: float, size: tuple[int, int], rng: np.random.Generator) -> tuple[_Region, float]:
-    """A box of area 1 - `share` about a point drawn from a picture of `size`, cut at its edges, and what it leaves."""
-    ends = []
-    for side in size:
-        length, centre = int(side * math.sqrt(1 - share)), int(rng.integers(side))
-        ends.append((max(centre - length // 2, 0), min(centre + length // 2, side)))
-    (top, bottom), (left, right) = ends
-    box = _Region(top, left, bottom - top, right - left)
-    return box, 1 - box.height * box.width / (size[0] * size[1])

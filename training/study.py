@@ -22,13 +22,14 @@ import argparse
 import csv
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,9 @@ CLIPS = MotionClipConfig(
 NUM_FRAMES, SIZE = 8, 84
 TOKENS = 144  # of 4 x 6 x 6 patches: the default clip's
 BUDGETS = (TOKENS, TOKENS // 2, TOKENS // 4, TOKENS // 8)
-SEARCH_FRAMES, SEARCH_SIZES = (4, 8, 16, 24, 32), (56, 70, 84, 98)
-HELD_OUT_SHARE = 0.2
+SEARCH_FRAMES, SEARCH_SIZES = (4, 8, 16, 32), (56, 84, 98)
+HELD_OUT_SHARE = 0.4  # few clips choose badly; what is tested is trained on all of them
+SPLIT_NAMES = {"validation": "val", "valid": "val", "dev": "val"}
 
 
 # Data ----------------------------------------------------------------------------------------------------------------
@@ -95,21 +97,25 @@ class Task:
     """A data set with what is done on it.
 
     Args:
-        name: Of its folder, and of its recipe `study_NAME.yaml`.
+        name: Of its folder in the output.
+        recipe: `study_RECIPE.yaml` holds the flags of all its runs.
         train: csv of the training clips.
         test: csv of the clips that results are reported on.
         search: csv of the clips that token optimization chooses by.
         search_train: csv to train the models on that are only there to choose by `search`; None if `search` is no part
             of `train`, when each model chooses for itself.
         views: Flags of the evaluation.
+        horizontal_flip: Probability in training.
     """
 
     name: str
+    recipe: str
     train: Path
     test: Path
     search: Path
     search_train: Path | None = None
     views: tuple[str, ...] = ()
+    horizontal_flip: float = 0.0
 
 
 def make_generator_task(output_dir: Path, num_clips: Sequence[int]) -> Task:
@@ -119,43 +125,52 @@ def make_generator_task(output_dir: Path, num_clips: Sequence[int]) -> Task:
         listed = directory / f"{split}.csv"
         if not listed.exists() or len(listed.read_text().splitlines()) != number + 1:
             write_motion_clips(directory, number, 0, split, CLIPS)
-    return Task("generator", *(directory / f"{split}.csv" for split in ("train", "test", "val")))
+    return Task("generator", "generator", *(directory / f"{split}.csv" for split in ("train", "test", "val")))
 
 
 def make_real_task(output_dir: Path, data_dir: Path, split_csv: str) -> Task:
     """Lists a real set's clips by what they are for.
 
+    Training mirrors them unless a label names a side: "left" would become "right".
+
     Raises:
         ValueError: a column is missing, or no training or test clips.
     """
-    with open(data_dir / split_csv, newline="") as file:
+    table = data_dir / split_csv
+    with open(table, newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
-    missing = {"path", "label", "split"} - set(rows[0] if rows else ())
+    missing = sorted({"path", "label", "split"} - set(rows[0] if rows else ()))
     if missing:
-        raise ValueError(
-            f"{data_dir / split_csv} must have the columns path, label and split, {sorted(missing)} missing"
-        )
-    named = {"validation": "val", "valid": "val", "dev": "val"}
+        raise ValueError(f"{table} must have columns path, label and split, {missing} missing")
     of_split: dict[str, list[dict]] = {"train": [], "val": [], "test": []}
     for row in rows:
-        of_split.setdefault(named.get(row["split"], row["split"]), []).append(row)
+        of_split.setdefault(SPLIT_NAMES.get(row["split"], row["split"]), []).append(row)
     if not of_split["train"] or not of_split["test"]:
         found = {name: len(part) for name, part in of_split.items()}
-        raise ValueError(f"{data_dir / split_csv} must have rows of the splits train and test, got {found}")
-    directory = output_dir / "real" / "clips"
+        raise ValueError(f"{table} must have rows of the splits train and test, got {found}")
+    name = f"real_{data_dir.resolve().name}"
+    directory = output_dir / name / "clips"
+    directory.mkdir(parents=True, exist_ok=True)
 
-    def listed(name: str, part: Iterable[dict]) -> Path:
-        directory.mkdir(parents=True, exist_ok=True)
+    def listed(part_name: str, part: Iterable[dict]) -> Path:
         lines = [(os.path.abspath(data_dir / row["path"]), row["label"]) for row in part]
-        write_csv(directory / f"{name}.csv", ("path", "label"), lines)
-        return directory / f"{name}.csv"
+        write_csv(directory / f"{part_name}.csv", ("path", "label"), lines)
+        return directory / f"{part_name}.csv"
 
-    train, test = listed("train", of_split["train"]), listed("test", of_split["test"])
-    views = ("--num_crops", "3")
+    sided = any(re.search(r"(?<![a-z])(left|right)(?![a-z])", row["label"].lower()) for row in rows)
+    task = Task(
+        name,
+        "real",
+        listed("train", of_split["train"]),
+        listed("test", of_split["test"]),
+        listed("val", of_split["val"]),
+        views=("--num_crops", "3"),
+        horizontal_flip=0.0 if sided else 0.5,
+    )
     if of_split["val"]:
-        return Task("real", train, test, listed("val", of_split["val"]), None, views)
+        return task
     kept, held_out = hold_out(of_split["train"], HELD_OUT_SHARE)
-    return Task("real", train, test, listed("held_out", held_out), listed("kept", kept), views)
+    return replace(task, search=listed("held_out", held_out), search_train=listed("kept", kept))
 
 
 def hold_out(rows: Sequence[dict], share: float) -> tuple[list[dict], list[dict]]:
@@ -216,11 +231,11 @@ class Run:
         return output_dir / self.task.name / name
 
 
-def merged_recipe(task: str, method: str) -> dict[str, Any]:
-    """The flags of a run: those of all runs of the data set, and over them those of the method."""
+def merged_recipe(recipe: str, method: str) -> dict[str, Any]:
+    """The flags of a run: those of all runs of the kind of data, and over them those of the method."""
     longer = method == "fixed_long"
     flags = {
-        **read_recipe(RECIPES / f"study_{task}.yaml"),
+        **read_recipe(RECIPES / f"study_{recipe}.yaml"),
         **read_recipe(RECIPES / f"study_{'fixed' if longer else method}.yaml"),
     }
     return {**flags, "max_train_steps": 2 * flags["max_train_steps"]} if longer else flags
@@ -251,16 +266,16 @@ def train(run: Run, options: Options) -> None:
     directory = run.directory(options.output_dir)
     if (directory / "all_results.json").exists():
         return
-    flags = merged_recipe(run.task.name, run.method)
-    if run.task.name == "generator":
-        config = options.output_dir / "model_config.json"
-        flags["config_name"] = str(config)
+    flags = merged_recipe(run.task.recipe, run.method)
+    if run.task.recipe == "generator":
+        flags["config_name"] = str(options.output_dir / "model_config.json")
     else:
         start = replace(run, task=replace(run.task, name="generator"), search_only=False)
         flags["model_name_or_path"] = str(start.directory(options.output_dir))
     flags.update(
         train_data=str(run.task.search_train if run.search_only else run.task.train),
         frame_cache=str(options.output_dir / "frames"),
+        horizontal_flip=run.task.horizontal_flip,
         seed=run.seed,
     )
     if options.max_train_steps is not None:
@@ -348,19 +363,19 @@ def run_task(task: Task, methods: Sequence[str], seeds: Sequence[int], jobs: int
     return {
         method: {
             "title": METHODS[method],
-            "training": training_cost(task.name, method, options.max_train_steps),
+            "training": training_cost(task.recipe, method, options.max_train_steps),
             "seeds": {seed: measured[method, seed] for seed in seeds},
         }
         for method in methods
     }
 
 
-def training_cost(task: str, method: str, max_train_steps: int | None) -> dict[str, float]:
+def training_cost(recipe: str, method: str, max_train_steps: int | None) -> dict[str, float]:
     """What a run of a method costs: optimiser steps, clips seen, and 10^12 multiply-adds forward and backward.
 
     A backward pass counts as two forward ones. All patches of a clip are embedded, once for all budgets.
     """
-    flags = {**vars(FinetuneArguments()), **merged_recipe(task, method)}
+    flags = {**vars(FinetuneArguments()), **merged_recipe(recipe, method)}
     model = new_model()
     if flags["sampling"] == "fixed":
         shapes = [ClipShape(NUM_FRAMES, SIZE)]
@@ -557,12 +572,35 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def keep_settings(output_dir: Path, args: argparse.Namespace) -> None:
+    """Writes down what all runs of a study share.
+
+    Raises:
+        ValueError: the folder holds runs of other settings.
+    """
+    settings = {
+        "model": MODEL_CONFIG,
+        "clips": json.loads(json.dumps(asdict(CLIPS))),
+        "num_clips": list(args.num_clips),
+        "max_train_steps": args.max_train_steps,
+        "recipes": {path.name: read_recipe(path) for path in sorted(RECIPES.glob("study_*.yaml"))},
+    }
+    file = output_dir / "settings.json"
+    if file.exists():
+        kept = json.loads(file.read_text())
+        other = [name for name in settings if kept.get(name) != settings[name]]
+        if other:
+            raise ValueError(f"{output_dir} holds runs of a study with other {other}: give a new --output_dir")
+    write_json(file, settings)
+    write_json(output_dir / "model_config.json", MODEL_CONFIG)
+
+
 def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     begin = time.perf_counter()
     output_dir = args.output_dir.absolute()
     output_dir.mkdir(parents=True, exist_ok=True)
-    write_json(output_dir / "model_config.json", MODEL_CONFIG)
+    keep_settings(output_dir, args)
     options = Options(output_dir, max(1, os.cpu_count() // args.jobs), args.max_train_steps)
     tasks = [make_generator_task(output_dir, args.num_clips)]
     if args.real_data is not None and not args.generator_only:

@@ -13,24 +13,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-
-# isort: off
-import torch
-import decord  # after torch
-# isort: on
-
 import numpy as np
+import torch
 import torch.nn.functional as F
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
-from flux_hf.video_processing_fluxvit import decode_video
 from training import augment
-from training.augment import AUGMENT_PRESETS, ClipAugment, RandAugment
+from training.augment import AUGMENT_PRESETS, AugmentConfig, ClipAugment, RandAugment
+from training.data import VideoFile
 
 
-NUM_FRAMES, SIZE, NUM_SAMPLE, PRESET = 8, 224, 2, "released"
+NUM_FRAMES, SIZE, NUM_SAMPLE, CONFIG = 8, 224, 2, AUGMENT_PRESETS["released"]
 VIDEO_SUFFIXES = {".avi", ".mp4", ".mkv", ".mov", ".webm"}
 
 
@@ -73,9 +68,8 @@ PILLOW_OPS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
 }
 
 
-def augment_with_pillow(frames: np.ndarray, seed: int) -> Tensor:
+def augment_with_pillow(frames: np.ndarray, seed: int, config: AugmentConfig = CONFIG) -> Tensor:
     """(T, H, W, 3) uint8 to (3, T, S, S) float32."""
-    config = AUGMENT_PRESETS[PRESET]
     generator = torch.Generator().manual_seed(seed)
     rng = augment._numpy_generator(generator)  # as ours draws
     images = [to_pil_image(frame) for frame in frames]
@@ -97,6 +91,8 @@ def augment_with_pillow(frames: np.ndarray, seed: int) -> Tensor:
 
 
 def decode_with_decord(path: str, seed: int) -> np.ndarray:
+    import decord  # after torch
+
     reader = decord.VideoReader(path, num_threads=1)
     return reader.get_batch(pick_frames(len(reader), seed)).asnumpy()
 
@@ -107,17 +103,15 @@ def decode_with_decord(path: str, seed: int) -> np.ndarray:
 
 
 def decode_ours(path: str, seed: int, verify: bool = True) -> Tensor:
-    frames, _ = decode_video(
-        path, lambda about: pick_frames(about.total_num_frames, seed), num_threads=1, verify=verify
-    )
-    return frames.permute(0, 3, 1, 2)
+    clip = VideoFile(path, None, path, verify=verify, num_threads=1)
+    return clip.read(lambda total_frames: pick_frames(total_frames, seed))
 
 
 def decode_ours_unverified(path: str, seed: int) -> Tensor:
     return decode_ours(path, seed, verify=False)
 
 
-OURS = ClipAugment(AUGMENT_PRESETS[PRESET])
+OURS = ClipAugment(CONFIG)
 
 
 def augment_ours(frames: Tensor, seed: int) -> Tensor:
@@ -169,9 +163,10 @@ def main() -> None:
     means = {way: np.median([spent[way] for spent in rounds], axis=0).mean(axis=0) * 1e3 for way in WAYS}
     for way, (decode, copies) in means.items():
         total = decode + copies
+        ratio = means[RIVAL].sum() / total
         print(
-            f"{way:30s}{1e3 * NUM_SAMPLE / total:7.1f} clips/s ({means[RIVAL].sum() / total:.2f}x); a video {total:.1f} "
-            f"ms: decoding {decode:.1f} ({decode / total:.0%}), {NUM_SAMPLE} copies {copies:.1f}"
+            f"{way:30s}{1e3 * NUM_SAMPLE / total:7.1f} clips/s ({ratio:.2f}x); a video {total:.1f} ms: decoding "
+            f"{decode:.1f} ({decode / total:.0%}), {NUM_SAMPLE} copies {copies:.1f}"
         )
 
 
