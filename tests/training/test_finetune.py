@@ -68,7 +68,9 @@ def test_what_a_run_leaves_behind(launched):
 def test_two_processes_follow_the_curve_of_one(data, tmp_path):
     """At equal global batch, 20 steps, flexible shapes, augmentation; no mixing, dropout or stochastic depth."""
     launch(flags(data, tmp_path / "one", max_train_steps=20, per_device_train_batch_size=4))
-    launch(flags(data, tmp_path / "two", max_train_steps=20, per_device_train_batch_size=2), processes=2)
+    # layers run three times a step: recomputing them under DDP must work as well
+    two = {"per_device_train_batch_size": 2, "gradient_checkpointing": True}
+    launch(flags(data, tmp_path / "two", max_train_steps=20, **two), processes=2)
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(one) == len(two) == 20
     assert max(one) - min(one) > 0.01
@@ -137,6 +139,16 @@ def test_a_run_killed_while_saving_resumes_bit_by_bit(data, tmp_path):
     assert not list(cut.glob(".checkpoint*"))
 
 
+def last_step(output_dir) -> int:
+    """Of the last checkpoint, which must be whole; 0 if there is none."""
+    checkpoints = list_checkpoints(output_dir)
+    if not checkpoints:
+        return 0
+    weights(checkpoints[-1])
+    state = torch.load(checkpoints[-1] / "training_state.pt", weights_only=True)
+    return state["progress"]["step"]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_twenty_kills_at_random_moments_change_nothing(data, tmp_path):
@@ -161,12 +173,12 @@ def test_twenty_kills_at_random_moments_change_nothing(data, tmp_path):
             def moment(end=end):
                 return time.monotonic() > end
 
-        before = list_checkpoints(cut)
+        before = last_step(cut)
         if not kill_when(arguments, moment):
             raise AssertionError(f"the run ended after {kills} kills")
         inside += any(cut.glob(".checkpoint-*.tmp"))
         kills += 1
-        assert all(path in list_checkpoints(cut) for path in before[-1:])  # the last whole one is still there
+        assert last_step(cut) >= before  # a whole one is never lost
     launch(arguments)
     assert inside >= 8
     assert different(weights(tmp_path / "whole"), weights(cut)) == []

@@ -6,14 +6,13 @@
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=64
 #SBATCH --time=24:00:00
-#SBATCH --signal=B:TERM@120
 #SBATCH --requeue
 set -euo pipefail
 
-# A job that was cut off or requeued goes on where its last checkpoint is.
 head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export OMP_NUM_THREADS=8
 
+# A job that was cut off or requeued goes on from its last checkpoint.
 srun accelerate launch \
     --config_file training/accelerate_configs/multi_node.yaml \
     --num_machines "$SLURM_NNODES" \
