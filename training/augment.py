@@ -395,6 +395,8 @@ def _apply_ops(frames: Tensor, ops: list[_Op], box: _Region, config: AugmentConf
         regions.append(step.reads(regions[-1], size))
     regions.reverse()
     frames = frames[(slice(None), *regions[0].slices())]
+    if frames.stride(-1) != 1:  # planes
+        frames = frames.contiguous()
     for step, source, target in zip(steps, regions[:-1], regions[1:], strict=True):
         frames = step.apply(frames, source, target, size)
     return frames
