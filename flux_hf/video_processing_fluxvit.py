@@ -102,8 +102,6 @@ _EQUAL_PIXEL_FORMATS = {"yuv420p", "yuvj420p"}
 _OLD_ENCODER = 68
 # FFmpeg's AV_DISPOSITION_ATTACHED_PIC
 _COVER_PICTURE = 0x400
-# Decoded frames kept while counting a stream whose packets do not tell the number; above it the stream is read twice.
-_FRAME_CACHE_BYTES = 256 * 2**20
 
 
 class VideoDecodeError(ValueError):
@@ -127,6 +125,7 @@ class _Stream:
     fps: float | None
     duration: float | None  # seconds
     frame_count: int | None  # None where only decoding can tell
+    likely_frame_count: int  # what the packets suggest; true of most files
     needs_pyav: str | None  # why decord would not give the right frames; None where it does
     packet_times: np.ndarray | None = None  # (packets,) in decoding order, time base units; where decord can read it
     key_packets: np.ndarray | None = None  # positions of the keyframes among them
@@ -203,7 +202,9 @@ def _decode_unique(
         else:
             chosen = _choose(name, stream, indices)
             wanted, frames = np.unique(chosen), None
-            if decord is not None:
+            # On one thread PyAV is the faster one: it leaves out frames that nothing wanted refers to, and sees damage
+            # while it decodes.
+            if decord is not None and num_threads != 1:
                 if verify:  # first, so that decord never meets a damaged stream
                     for _ in _frames_of_groups(av, name, data, stream, wanted, num_threads, only_check=True):
                         pass
@@ -326,13 +327,14 @@ def _scan(av, name: str, container, video, seekable_format: bool) -> _Stream:
     """Reads every packet of the stream."""
     codec = video.codec_context.codec.name
     groups = _GroupChecker(codec, video.codec_context.extradata, "mov" in container.format.name)
-    first, packets, discarded = None, 0, 0
+    first, packets, discarded, empty = None, 0, 0, 0
     for packet in _packets(name, container, video):
         if first is None:
             first = next(iter(_decode_packet(av, packet, strict=groups.has_keyframe)), None)
         if packet.size:
             packets += 1
             discarded += packet.is_discard
+            empty += packet.size == 1  # XviD writes such packets in place of frames that come later
             groups.add(packet)
     if first is None:
         raise VideoDecodeError(name, "no frame can be decoded")
@@ -357,6 +359,7 @@ def _scan(av, name: str, container, video, seekable_format: bool) -> _Stream:
         fps=float(rate) if rate else None,
         duration=duration,
         frame_count=packets - discarded if known else None,
+        likely_frame_count=max(1, packets - discarded - empty),
         needs_pyav=fault,
         packet_times=None if fault else np.array(groups.times),
         key_packets=None if fault else np.array(groups.keys),
@@ -494,21 +497,30 @@ def _sequential_frames(av, name: str, data: bytes | None, num_threads: int) -> I
 def _read_with_pyav(
     av, name: str, data: bytes | None, stream: _Stream, indices: Any, num_threads: int
 ) -> tuple[torch.Tensor, np.ndarray, _Stream]:
-    """Decodes from the start. Frames (U, H, W, 3), the indices chosen, and the stream with its true frame count."""
-    for _ in range(2):
+    """Decodes from the start. Frames (U, H, W, 3), the indices chosen, and the stream with its true frame count.
+
+    Where only decoding can tell the number of frames, the indices are chosen by what the packets suggest while the
+    frames are counted, and chosen again, for a second pass, where that was wrong.
+    """
+    count, certain = stream.frame_count, stream.frame_count is not None
+    if not certain:
+        count = stream.likely_frame_count
+    for _ in range(3):
+        stream = replace(stream, frame_count=count)
+        try:
+            chosen = _choose(name, stream, indices)
+        except ValueError:
+            if certain:
+                raise
+            chosen = np.empty(0, dtype=np.int64)  # count first: the index may exist
         frames = _sequential_frames(av, name, data, num_threads)
-        if stream.frame_count is None:
-            cached, count = _cache_and_count(frames)
-            stream = replace(stream, frame_count=count)
-            frames = iter(cached) if cached is not None else _sequential_frames(av, name, data, num_threads)
-        if stream.frame_count == 0:
+        picked, seen = _pick(av, frames, np.unique(chosen), to_the_end=not certain)
+        if seen == 0:
             raise VideoDecodeError(name, "no frame can be decoded")
-        chosen = _choose(name, stream, indices)
-        picked, seen = _pick(av, frames, np.unique(chosen))
-        if picked is not None:
+        if picked is not None and (certain or seen == count):
             return torch.from_numpy(picked), chosen, stream
-        # the packets promised more frames than there are: choose again among those there are
-        stream = replace(stream, frame_count=seen)
+        # the packets suggested, or promised, another number of frames: choose again among those there are
+        count, certain = seen, True
     raise VideoDecodeError(name, f"it ended after {seen} frames")
 
 
@@ -570,31 +582,18 @@ def _frames_of_groups(
         raise VideoDecodeError(name, f"{len(missing)} of the {len(wanted)} frames asked for are missing or damaged")
 
 
-def _cache_and_count(frames: Iterator) -> tuple[list | None, int]:
-    """The frames of a short stream, None for one over _FRAME_CACHE_BYTES; and how many there are."""
-    cached, size, count = [], 0, 0
-    for frame in frames:
-        count += 1
-        if cached is not None:
-            cached.append(frame)
-            size += sum(plane.buffer_size for plane in frame.planes)
-            if size > _FRAME_CACHE_BYTES:
-                cached = None
-    return cached, count
-
-
-def _pick(av, frames: Iterator, wanted: np.ndarray) -> tuple[np.ndarray | None, int]:
+def _pick(av, frames: Iterator, wanted: np.ndarray, to_the_end: bool = False) -> tuple[np.ndarray | None, int]:
     """Converts the frames at the sorted positions `wanted`: (U, H, W, 3) uint8, and how many frames were seen.
 
     Where the picture size changes inside the stream, all frames are brought to the size of its first, as FFmpeg does.
-    None in place of the frames where the stream ends before the last of them.
+    None in place of the frames where the stream ends before the last of them. Stops there unless `to_the_end`.
     """
     reformatter = importlib.import_module("av.video.reformatter").VideoReformatter()
     out, size, orientation, done, seen = None, None, None, 0, 0
     for seen, frame in enumerate(frames, start=1):
         if size is None:
             size, orientation = (frame.width, frame.height), _orientation(frame)
-        if seen - 1 < wanted[done]:
+        if done == len(wanted) or seen - 1 < wanted[done]:
             continue
         rgb = reformatter.reformat(frame, *size, format="rgb24").to_ndarray()
         rgb = _turn(rgb, orientation)
@@ -602,9 +601,9 @@ def _pick(av, frames: Iterator, wanted: np.ndarray) -> tuple[np.ndarray | None, 
             out = np.empty((len(wanted), *rgb.shape), dtype=np.uint8)
         out[done] = rgb
         done += 1
-        if done == len(wanted):
-            return out, seen
-    return None, seen
+        if done == len(wanted) and not to_the_end:
+            break
+    return out if done == len(wanted) else None, seen
 
 
 def _orientation(frame) -> tuple[bool, bool, bool]:
@@ -682,7 +681,7 @@ def _read_with_decord_alone(
     in_order = bool((starts >= 0).all() and (np.diff(starts) > 0).all())
     if not in_order and starts.min() > -1e6:  # far below: the container has no times
         count = int((starts >= 0).sum())  # decord counts the frames that the edit list discards
-    stream = _Stream(-1, -1, fps, count / fps if fps > 0 else None, count, None)
+    stream = _Stream(-1, -1, fps, count / fps if fps > 0 else None, count, count, None)
     chosen = _choose(name, stream, indices)
     wanted = np.unique(chosen)
     try:

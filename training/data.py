@@ -84,7 +84,7 @@ class Clip:
         A video whose index promises more frames than there are calls it again with their true number.
 
         Returns:
-            (N, 3, H, W) uint8, contiguous, in the order asked for.
+            (N, 3, H, W) uint8 in the order asked for; the channels may be the innermost in memory.
 
         Raises:
             VideoDecodeError: damaged, or no video.
@@ -132,7 +132,7 @@ class FrameFolder(Clip):
         sizes = {frame.shape for frame in frames}
         if len(sizes) > 1:
             raise VideoDecodeError(self.path, f"its pictures have several sizes: {sorted(sizes)}")
-        return torch.from_numpy(np.stack(frames)[positions]).permute(0, 3, 1, 2).contiguous()
+        return torch.from_numpy(np.stack(frames)[positions]).permute(0, 3, 1, 2)
 
     def identity(self) -> list:
         # A folder's own time changes with every picture added, removed or replaced by renaming.
@@ -164,7 +164,7 @@ class DatasetRow(Clip):
 
 def _decode(source: str | bytes, sampler: FrameSampler, verify: bool, num_threads: int) -> Tensor:
     frames, _ = decode_video(source, lambda metadata: sampler(metadata.total_num_frames), num_threads, verify)
-    return frames.permute(0, 3, 1, 2).contiguous()
+    return frames.permute(0, 3, 1, 2)
 
 
 def _decode_value(

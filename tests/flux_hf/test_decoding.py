@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -232,11 +233,35 @@ def test_more_packets_than_frames_chooses_again(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["mpeg4_bframes_avi", "vp8_hidden_frames"])
-def test_long_streams_of_unknown_length_are_read_twice(monkeypatch, kind):
-    monkeypatch.setattr(processing, "_FRAME_CACHE_BYTES", 100_000)
-    frames, metadata = decode_video(video(kind), [0, 30, 59])
+@pytest.mark.parametrize("error", [-7, 0, 5, 1000])
+def test_a_wrong_guess_of_an_unknown_length_is_made_good(monkeypatch, kind, error):
+    scan, counts = processing._scan, []
+
+    def guessing(*arguments):
+        stream = scan(*arguments)
+        return replace(stream, likely_frame_count=60 + error)
+
+    def sampler(metadata):
+        counts.append(metadata.total_num_frames)
+        return [0, metadata.total_num_frames // 2, metadata.total_num_frames - 1]
+
+    monkeypatch.setattr(processing, "_scan", guessing)
+    frames, metadata = decode_video(video(kind), sampler)
     assert [video_files.read_barcode(frame) for frame in frames.numpy()] == [0, 30, 59]
-    assert metadata.total_num_frames == 60
+    assert metadata.total_num_frames == 60 and counts == ([60] if error == 0 else [60 + error, 60])
+    frames, _ = decode_video(video(kind), [59])  # beyond the guess, perhaps, but not beyond the video
+    assert video_files.read_barcode(frames[0].numpy()) == 59
+    with pytest.raises(ValueError, match="60"):
+        decode_video(video(kind), [60])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_thread_gives_the_same_frames(kind):
+    last = KINDS[kind][1] - 1
+    expected, _ = decode_video(video(kind), [0, last // 2, last])
+    frames, metadata = decode_video(video(kind), [0, last // 2, last], num_threads=1)
+    assert torch.equal(frames, expected) and metadata.total_num_frames == last + 1
+    assert metadata.video_backend == "pyav"
 
 
 # --- one decoder missing ---------------------------------------------------------------------------------------------
