@@ -88,7 +88,7 @@ class MixupCutmix:
 
 
 def _paste(videos: Tensor, share: float, rng: np.random.Generator) -> tuple[Tensor, float]:
-    """Puts a box of the partner into every clip, in all frames alike. Also returns the share of own pixels that stays."""
+    """Puts a box of the partner into every clip, in all frames alike; also returns the share of own pixels left."""
     height, width = videos.shape[-2:]
     side = (1 - share) ** 0.5
     ends = []

@@ -6,8 +6,8 @@
 "joint": `FluxMulti`, embedding, positions and scores once for the three budgets, the library's attention (SDPA), one
 backward pass. "separate": for each budget a forward pass with its own embedding, positions and scores, attention
 written out, cross entropy, and its own backward pass, as official code without flash-attn would do. "separate, SDPA"
-tells what of the gain is the attention's. Rounds are interleaved; peak memory is each way's own process's (CPU) or
-the allocator's (CUDA), and MFU counts three times the forward multiply-adds, two operations each, against --peak_tflops.
+tells what of the gain is the attention's. Rounds are interleaved. Peak memory is each way's own process's (CPU) or the
+allocator's (CUDA). MFU: three times the forward multiply-adds, two operations each, against --peak_tflops.
 """
 
 import argparse
