@@ -1,8 +1,8 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
-"""Labelled motion clips as real mp4 files: the class is how (and, if wanted, how fast) the object moves, nothing else.
+"""Labelled motion clips as real mp4 files: the class is how an object moves and, if wanted, how fast and what it bears.
 
 One textured object moves over a textured, noisy background among still objects drawn from the same distribution, so
-neither appearance nor clutter says anything about the class. The frame is a torus (what leaves on one side comes back
+clutter says nothing about the class, nor does appearance unless patterns are classes. The frame is a torus (what leaves on one side comes back
 on the other) and the start is uniform, so in any one frame the position is uniform whatever the class: a single frame
 is at chance by construction.
 
@@ -13,9 +13,10 @@ writes clips/train/*.mp4, clips/val/*.mp4, clips/train.csv and clips/val.csv (co
 
 import argparse
 import csv
+import itertools
 import os
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import av
@@ -27,6 +28,10 @@ from PIL import Image
 DIRECTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
 ROTATIONS = {"clockwise": 1.0, "anticlockwise": -1.0}
 MOTIONS = (*DIRECTIONS, *ROTATIONS)
+# Patterns that may tell an object's class: one colour; stripes, rings of it and a darker one.
+PATTERNS = ("plain", "striped", "ringed")
+PATTERN_CYCLES = 8.0  # a side of the frame
+DARKER = 0.35
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,8 @@ class MotionClipConfig:
         path_length: How far the object travels in the whole clip.
         speeds: Where given, each motion is a class at each of these speeds, written "left_slow": pairs of a name and
             the factor on `path_length`. Ranges that overlap make classes that cannot be told apart for certain.
+        patterns: Where given, each motion is a class with each of these `PATTERNS` on the moving object, written
+            "left_striped". The still objects have them too, drawn at random: the pattern of what moves counts.
         orbit_radius: Radius of the circular motions.
         object_radius: Radius of the moving and the still objects.
         num_still_objects: Clutter, drawn like the moving object.
@@ -56,6 +63,7 @@ class MotionClipConfig:
     motions: tuple[str, ...] = tuple(DIRECTIONS)
     path_length: tuple[float, float] = (0.8, 1.2)
     speeds: tuple[tuple[str, float], ...] = ()
+    patterns: tuple[str, ...] = ()
     orbit_radius: tuple[float, float] = (0.18, 0.26)
     object_radius: tuple[float, float] = (0.10, 0.15)
     num_still_objects: int = 2
@@ -77,32 +85,33 @@ class MotionClipConfig:
         names = [name for name, _ in self.speeds]
         if len(set(names)) < len(names) or not all(name.isalnum() and factor > 0 for name, factor in self.speeds):
             raise ValueError(f"speeds must be pairs of a plain name, each its own, and a factor, got {self.speeds}")
+        if len(set(self.patterns)) < len(self.patterns) or not set(self.patterns) <= set(PATTERNS):
+            raise ValueError(f"patterns must be some of {list(PATTERNS)}, each once, got {list(self.patterns)}")
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The classes: the motions, each at every speed."""
-        if not self.speeds:
-            return self.motions
-        return tuple(f"{motion}_{name}" for motion in self.motions for name, _ in self.speeds)
+        """The classes: the motions, each at every speed and with every pattern."""
+        parts = (self.motions, [name for name, _ in self.speeds], self.patterns)
+        return tuple("_".join(words) for words in itertools.product(*(part for part in parts if part)))
 
-    def split_label(self, label: str) -> tuple[str, float]:
-        """Motion and factor on the path length of a class; a bare motion has factor 1.
+    def split_label(self, label: str) -> tuple[str, float, str | None]:
+        """Motion, factor on the path length (1 without a speed) and pattern (None without one) of a class.
 
         Raises:
-            ValueError: it is no motion, or no motion at one of the speeds.
+            ValueError: it is none of `labels`, nor a bare motion.
         """
-        motion, _, name = label.partition("_")
-        factors = {"": 1.0, **dict(self.speeds)}
-        if motion not in MOTIONS or name not in factors:
-            raise ValueError(
-                f"motion must be one of {list(MOTIONS)}, or one at a speed of {self.speeds}, got {label!r}"
-            )
-        return motion, factors[name]
+        if label in MOTIONS:
+            return label, 1.0, None
+        if label not in self.labels:
+            raise ValueError(f"motion must be one of {list(MOTIONS)}, or a class of {list(self.labels)}, got {label!r}")
+        motion, *words = label.split("_")
+        factor = dict(self.speeds)[words.pop(0)] if self.speeds else 1.0
+        return motion, factor, words.pop(0) if self.patterns else None
 
 
 @dataclass(frozen=True)
 class _Appearance:
-    """A regular polygon (many sides: a disc) with stripes of two colours."""
+    """A regular polygon (many sides: a disc) in two colours, mixed by stripes or by rings."""
 
     radius: float
     num_sides: int
@@ -110,10 +119,12 @@ class _Appearance:
     colors: np.ndarray  # (2, 3), 0 to 255
     stripes: np.ndarray  # (2,) cycles a side, along x and y
     phase: float
+    rings: float = 0.0  # cycles a side, from the centre outwards
 
 
-def _draw_appearance(config: MotionClipConfig, rng: np.random.Generator) -> _Appearance:
-    return _Appearance(
+def _draw_appearance(config: MotionClipConfig, rng: np.random.Generator, pattern: str | None = None) -> _Appearance:
+    """An object; of a given pattern, or of any where the pattern is to tell the class."""
+    appearance = _Appearance(
         radius=rng.uniform(*config.object_radius),
         num_sides=int(rng.choice([3, 4, 5, 6, 64])),
         angle=rng.uniform(0, 2 * np.pi),
@@ -121,6 +132,13 @@ def _draw_appearance(config: MotionClipConfig, rng: np.random.Generator) -> _App
         stripes=rng.uniform(-6, 6, 2),
         phase=rng.uniform(0, 2 * np.pi),
     )
+    if not config.patterns:
+        return appearance
+    pattern = pattern or str(rng.choice(config.patterns))
+    colors = appearance.colors[0] * np.array([[1.0], [1.0 if pattern == "plain" else DARKER]], np.float32)
+    direction = rng.uniform(0, 2 * np.pi)
+    stripes = PATTERN_CYCLES * (pattern == "striped") * np.array([np.cos(direction), np.sin(direction)])
+    return replace(appearance, colors=colors, stripes=stripes, rings=PATTERN_CYCLES * (pattern == "ringed"))
 
 
 def _paint(image: np.ndarray, appearance: _Appearance, center: np.ndarray) -> None:
@@ -136,7 +154,8 @@ def _paint(image: np.ndarray, appearance: _Appearance, center: np.ndarray) -> No
     # Distance to the nearest side; one pixel of soft edge lets the object move by fractions of a pixel.
     inside = appearance.radius * np.cos(wedge / 2) - np.hypot(dx, dy) * np.cos(turned)
     mask = np.clip(inside * size + 0.5, 0, 1)[..., None]
-    wave = np.sin(2 * np.pi * (dx * appearance.stripes[0] + dy * appearance.stripes[1]) + appearance.phase)
+    cycles = dx * appearance.stripes[0] + dy * appearance.stripes[1] + np.hypot(dx, dy) * appearance.rings
+    wave = np.sin(2 * np.pi * cycles + appearance.phase)
     share = 0.5 + 0.5 * wave[..., None]
     texture = share * appearance.colors[0] + (1 - share) * appearance.colors[1]
     window = np.ix_(rows % size, columns % size)
@@ -156,7 +175,7 @@ def _background(config: MotionClipConfig, rng: np.random.Generator) -> np.ndarra
 
 def _trajectory(config: MotionClipConfig, label: str, rng: np.random.Generator) -> np.ndarray:
     """(num_frames, 2) centres (x, y) on the torus; every frame's centre is uniform whatever the class."""
-    motion, factor = config.split_label(label)
+    motion, factor, _ = config.split_label(label)
     start = rng.uniform(0, 1, 2)
     length, radius, phase = rng.uniform(*config.path_length), rng.uniform(*config.orbit_radius), rng.uniform(0, 1)
     length *= factor
@@ -176,11 +195,11 @@ def render_motion_clip(config: MotionClipConfig, label: str, rng: np.random.Gene
     Raises:
         ValueError: `label` is not one of `MOTIONS`, nor one of `config.labels`.
     """
-    config.split_label(label)
+    pattern = config.split_label(label)[2]
     scene = _background(config, rng)
     for _ in range(config.num_still_objects):
         _paint(scene, _draw_appearance(config, rng), rng.uniform(0, 1, 2))
-    appearance = _draw_appearance(config, rng)
+    appearance = _draw_appearance(config, rng, pattern)
     frames = np.repeat(scene[None], config.num_frames, axis=0)
     for frame, center in zip(frames, _trajectory(config, label, rng), strict=True):
         _paint(frame, appearance, center)

@@ -7,7 +7,10 @@ import pytest
 
 from training.motion_clips import (
     MOTIONS,
+    PATTERNS,
     MotionClipConfig,
+    _draw_appearance,
+    _paint,
     _trajectory,
     main,
     render_motion_clip,
@@ -106,6 +109,31 @@ def test_only_the_moving_object_and_the_noise_change():
     assert 3 < np.std(noisy - frames) < 6
 
 
+def test_patterns_are_classes_of_the_moving_object():
+    config = MotionClipConfig(
+        motions=("left", "up"), speeds=(("slow", 0.5), ("fast", 2.0)), patterns=("plain", "ringed")
+    )
+    assert config.labels[:3] == ("left_slow_plain", "left_slow_ringed", "left_fast_plain") and len(config.labels) == 8
+    assert config.split_label("up_fast_ringed") == ("up", 2.0, "ringed")
+    assert replace(config, speeds=()).split_label("up_plain") == ("up", 1.0, "plain")
+
+
+def test_patterns_look_as_they_are_called():
+    """Seen in what moves: a plain object has one level inside, the others two; rings look the same from all sides."""
+    config = MotionClipConfig(patterns=PATTERNS, noise=0.0, object_radius=(0.2, 0.2), path_length=(0.5, 0.5))
+    for seed in range(3):
+        for pattern in PATTERNS:
+            rng = np.random.default_rng(seed)
+            appearance = replace(_draw_appearance(config, rng, pattern), num_sides=64)
+            image = np.zeros((96, 96, 3), np.float32)
+            _paint(image, appearance, np.array([0.5, 0.5]))
+            inside = image[48 - 12 : 48 + 12, 48 - 12 : 48 + 12].max(axis=-1)
+            darkest = inside.min() / inside.max()
+            assert darkest > 0.99 if pattern == "plain" else darkest < 0.6
+            turned = np.abs(inside - np.rot90(inside)).mean() / inside.max()
+            assert (turned < 0.1) == (pattern != "striped"), (pattern, turned)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -113,6 +141,7 @@ def test_only_the_moving_object_and_the_noise_change():
         (lambda path: MotionClipConfig(motions=()), r"\[\]"),
         (lambda path: MotionClipConfig(speeds=(("slow", 1.0), ("slow", 2.0))), "slow"),
         (lambda path: MotionClipConfig(speeds=(("slow", 0.0),)), "slow"),
+        (lambda path: MotionClipConfig(patterns=("plain", "dotted")), "dotted"),
         (lambda path: MotionClipConfig(speeds=(("very_slow", 1.0),)), "very_slow"),
         (lambda path: MotionClipConfig(size=33), "33"),
         (lambda path: MotionClipConfig(num_frames=1), "1"),
