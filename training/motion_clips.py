@@ -2,9 +2,9 @@
 """Labelled motion clips as real mp4 files: the class is how an object moves and, if wanted, how fast and what it bears.
 
 One textured object moves over a textured, noisy background among still objects drawn from the same distribution, so
-clutter says nothing about the class, nor does appearance unless patterns are classes. The frame is a torus (what leaves on one side comes back
-on the other) and the start is uniform, so in any one frame the position is uniform whatever the class: a single frame
-is at chance by construction.
+clutter says nothing about the class, nor does appearance unless patterns are classes. The frame is a torus (what
+leaves on one side comes back on the other) and the start is uniform, so in any one frame the position is uniform
+whatever the class: a single frame is at chance by construction.
 
     python -m training.motion_clips clips --train 600 --val 120 --seed 0
 
