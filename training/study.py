@@ -45,7 +45,7 @@ from .arguments import FinetuneArguments, read_recipe
 from .checkpoint import write_json
 from .command_line import count, write_csv
 from .inference import EvalPoint
-from .motion_clips import MotionClipConfig, write_motion_clips
+from .motion_clips import PATTERNS, MotionClipConfig, write_motion_clips
 from .sampling import ClipShape, FlexibleSampling
 
 
@@ -72,11 +72,12 @@ MODEL_CONFIG = {
     "layer_scale_init_value": 1.0,
     "initializer_range": 0.08,
 }
-# Fast objects cross a quarter of the frame between two of 8 frames, but only a fifteenth between two of 32.
+# The class is where the object goes and which pattern it bears; how fast it goes is left open. Of 8 frames the fastest
+# crosses half of the frame between two, where left looks like right; of 32 it crosses an eighth.
 CLIPS = MotionClipConfig(
     num_frames=32,
-    path_length=(0.8, 1.1),
-    speeds=(("slow", 0.44), ("medium", 1.0), ("fast", 2.25)),
+    path_length=(0.8, 3.5),
+    patterns=PATTERNS,
     object_radius=(0.11, 0.16),
     num_still_objects=3,
     background_contrast=12.0,
