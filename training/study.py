@@ -73,10 +73,10 @@ MODEL_CONFIG = {
     "initializer_range": 0.08,
 }
 # The class is where the object goes and which pattern it bears; how fast it goes is left open. Of 8 frames the fastest
-# crosses half of the frame between two, where left looks like right; of 32 it crosses an eighth.
+# crosses a third of the frame between two, of 32 a fourteenth.
 CLIPS = MotionClipConfig(
     num_frames=32,
-    path_length=(0.8, 3.5),
+    path_length=(0.5, 2.2),
     patterns=PATTERNS,
     object_radius=(0.11, 0.16),
     num_still_objects=3,
