@@ -210,7 +210,7 @@ def build_batches(
 
 @dataclass
 class Run:
-    """What the chapters of a training run share; only `state` changes while it goes on."""
+    """What the chapters of a training run share; only `state` and the count of skipped steps change as it goes on."""
 
     args: FinetuneArguments
     accelerator: Accelerator

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from tiny import tiny_config
 from video_files import encode
 
-from flux_hf import FluxViTConfig, FluxViTForVideoClassification, FluxViTVideoProcessor
+from flux_hf import FluxViTForVideoClassification, FluxViTVideoProcessor
 
 
 FRAME_COUNTS = (20, 31, 9, 3, 25, 14)  # of the clips; one is shorter than any view
@@ -18,23 +19,10 @@ FRAME_COUNTS = (20, 31, 9, 3, 25, 14)  # of the clips; one is shorter than any v
 def tiny_model(**changes) -> FluxViTForVideoClassification:
     """Random weights, but large enough that clips and points differ. 28 pixels: 2x2 patches."""
     torch.manual_seed(0)
-    fields = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "num_pooling_heads": 2,
-        "projection_dim": 16,
-        "position_embedding_grid": [4, 2, 2],
-        "image_size": 28,
-        "num_frames": 4,
-        "token_budgets": [16, 8, 4],
-        "token_budget": 8,
-        "layer_scale_init_value": 1.0,
-        "initializer_range": 0.5,
-        "id2label": {index: f"class {index}" for index in range(6)},
-    }
-    return FluxViTForVideoClassification(FluxViTConfig(**{**fields, **changes})).eval()
+    labels = {index: f"class {index}" for index in range(6)}
+    fields = {"id2label": labels, "layer_scale_init_value": 1.0, "initializer_range": 0.5}
+    config = tiny_config(**{**fields, **changes})
+    return FluxViTForVideoClassification(config).eval()
 
 
 def tiny_processor(**changes) -> FluxViTVideoProcessor:

@@ -48,7 +48,8 @@ def test_the_command_line_wins_over_the_recipe_over_the_defaults(tmp_path):
 def test_every_recipe_parses_and_says_what_it_rests_on(path):
     parse_arguments(["--recipe", str(path), *REQUIRED])
     opening = path.read_text().split("\n\n")[0]
-    assert opening.startswith("#") and "accelerate launch" in opening or "training.study" in opening
+    assert opening.startswith("#")
+    assert ("accelerate launch" in opening and "Result:" in opening) or "training.study" in opening
 
 
 @pytest.mark.parametrize(

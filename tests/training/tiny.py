@@ -19,4 +19,7 @@ FIELDS = {
 
 def tiny_config(**changes) -> FluxViTConfig:
     """4 frames of 2 x 2 patches: 16 tokens."""
-    return FluxViTConfig(**{**FIELDS, "token_budgets": [16, 8, 4], "token_budget": 8, "num_labels": 3, **changes})
+    fields = {**FIELDS, "token_budgets": [16, 8, 4], "token_budget": 8}
+    if "id2label" not in changes:
+        fields["num_labels"] = 3
+    return FluxViTConfig(**{**fields, **changes})
