@@ -89,7 +89,8 @@ class FluxViTRMSNorm(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         wide = hidden_states.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)  # the squares are never written down
+        wide = wide * torch.rsqrt(length.square() / wide.shape[-1] + self.eps)
         return wide.to(hidden_states.dtype) * self.weight
 
     def extra_repr(self) -> str:
@@ -105,7 +106,7 @@ class FluxViTAffine(nn.Module):
         self.bias = nn.Parameter(torch.zeros(hidden_size))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return hidden_states * self.weight + self.bias
+        return torch.addcmul(self.bias, hidden_states, self.weight)
 
 
 class FluxViTPatchProjection(nn.Linear):
@@ -403,13 +404,15 @@ class FluxViTMLP(nn.Module):
 
 
 class FluxViTLayerScale(nn.Module):
+    """Scales a residual branch channel by channel and adds it, in one pass over memory."""
+
     def __init__(self, config: FluxViTConfig):
         super().__init__()
         self.initial_value = config.layer_scale_init_value
         self.weight = nn.Parameter(torch.full((config.hidden_size,), float(config.layer_scale_init_value)))
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return hidden_states * self.weight
+    def forward(self, hidden_states: Tensor, branch: Tensor) -> Tensor:
+        return torch.addcmul(hidden_states, branch, self.weight)
 
 
 class FluxViTDropPath(nn.Module):
@@ -446,9 +449,9 @@ class FluxViTLayer(GradientCheckpointingLayer):
     def forward(self, hidden_states: Tensor, **kwargs: Unpack[TransformersKwargs]) -> Tensor:
         """(B, 1 + K, D) -> (B, 1 + K, D)."""
         attended, _ = self.attention(self.norm1(hidden_states), **kwargs)
-        hidden_states = hidden_states + self.drop_path(self.layer_scale1(attended))
+        hidden_states = self.layer_scale1(hidden_states, self.drop_path(attended))
         widened = self.mlp(self.norm2(hidden_states))
-        return hidden_states + self.drop_path(self.layer_scale2(widened))
+        return self.layer_scale2(hidden_states, self.drop_path(widened))
 
 
 class FluxViTEncoder(nn.Module):
