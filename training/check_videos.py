@@ -15,17 +15,8 @@ from pathlib import Path
 
 import torch
 
-from .data import (
-    FRAME_TEMPLATE,
-    READ_ERRORS,
-    Clip,
-    Failure,
-    FrameFolder,
-    VideoFile,
-    describe_failure,
-    iter_frames,
-    read_clips,
-)
+from .clips import FRAME_TEMPLATE, READ_ERRORS, Clip, FrameFolder, VideoFile, describe_failure, iter_frames, read_clips
+from .data import Failure
 
 
 class _Checks(torch.utils.data.Dataset):

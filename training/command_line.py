@@ -21,7 +21,7 @@ import flux_hf
 from flux_hf.modeling_fluxvit import FluxViTForVideoClassification
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
-from .data import Clip, read_clips
+from .clips import Clip, read_clips
 from .inference import MULTI_LABEL, EvalPoint, Predictions, predict_clips
 
 

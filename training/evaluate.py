@@ -28,6 +28,7 @@ from flux_hf.modeling_fluxvit import FluxViTForVideoClassification
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
 from .checkpoint import write_json
+from .clips import Clip
 from .command_line import (
     add_data_arguments,
     count,
@@ -41,7 +42,6 @@ from .command_line import (
     temporary_name,
     write_csv,
 )
-from .data import Clip
 from .inference import (
     EvalPoint,
     Predictions,

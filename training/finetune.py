@@ -50,18 +50,9 @@ from .checkpoint import (
     save_checkpoint,
     write_json,
 )
-from .data import (
-    Clip,
-    ClipDataset,
-    FailureLog,
-    StreamingClips,
-    cache_clips,
-    collate,
-    label_names,
-    open_stream,
-    read_clips,
-    stream_label_names,
-)
+from .clips import Clip, label_names, open_stream, read_clips, stream_label_names
+from .data import ClipDataset, FailureLog, StreamingClips, collate
+from .frame_cache import cache_clips
 from .inference import EvalPoint, evaluate_scores, label_targets, predict_clips
 from .mixing import MixConfig, MixupCutmix
 from .model import add_lora, build_model, build_objective, export_model

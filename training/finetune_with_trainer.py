@@ -18,7 +18,8 @@ from flux_hf.modeling_fluxvit import FluxViTForVideoClassification
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
 from .augment import AUGMENT_PRESETS, ClipAugment
-from .data import ClipDataset, label_names, read_clips
+from .clips import label_names, read_clips
+from .data import ClipDataset
 from .sampling import ClipRequest
 
 

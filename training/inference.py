@@ -24,7 +24,7 @@ from flux_hf.configuration_fluxvit import FluxViTConfig
 from flux_hf.token_selection import as_count
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor, sample_frame_indices
 
-from .data import READ_ERRORS, Clip, describe_failure
+from .clips import READ_ERRORS, Clip, describe_failure
 from .sampling import ClipShape
 
 

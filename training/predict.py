@@ -20,8 +20,8 @@ from accelerate import Accelerator
 
 from flux_hf.configuration_fluxvit import FluxViTConfig
 
+from .clips import VIDEO_SUFFIXES, Clip, VideoFile, read_clips
 from .command_line import count, load_checkpoint, new_parser, run_model, write_csv
-from .data import VIDEO_SUFFIXES, Clip, VideoFile, read_clips
 from .inference import Predictions, resolve_point
 
 

@@ -16,23 +16,18 @@ import video_files
 from torch.utils.data import DataLoader
 
 from flux_hf.video_processing_fluxvit import VideoDecodeError, decode_video, sample_frame_indices
-from training.data import (
-    ClipDataset,
+from training.clips import (
     DatasetRow,
-    FailureLog,
     FrameFolder,
-    StreamingClips,
-    TooManyFailedClips,
     VideoFile,
-    cache_clips,
-    collate,
     iter_frames,
     label_names,
     open_stream,
-    pick_frames,
     read_clips,
     stream_label_names,
 )
+from training.data import ClipDataset, FailureLog, StreamingClips, TooManyFailedClips, collate, pick_frames
+from training.frame_cache import cache_clips
 from training.sampling import ClipRequest, ClipShape
 
 

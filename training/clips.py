@@ -1,0 +1,595 @@
+# Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
+"""Clips for training and evaluation: where they come from and how they are read.
+
+First the clips, then the sources that list them: tables and lists, folders, and sets of the `datasets` library.
+"""
+
+import csv
+import itertools
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import fsspec
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+
+from flux_hf.video_processing_fluxvit import VideoDecodeError, decode_video
+
+
+Label = str | tuple[str, ...] | None
+FrameSampler = Callable[[int], np.ndarray]
+
+FRAME_TEMPLATE = "img_{:05}.jpg"
+READ_ERRORS = (VideoDecodeError, OSError)  # what `Clip.read` raises for a clip that cannot be read
+VIDEO_SUFFIXES = frozenset(
+    {".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv"}
+)
+CHUNK_FRAMES = 256  # read at once where a whole clip is wanted: a minute of 1080p would take 11 GB
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Clips
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One labelled clip that can be read.
+
+    Args:
+        name: What logs and prediction files call it; unique in its set.
+        label: The class; several of a multi-label set as a tuple; None where it is unknown.
+    """
+
+    name: str
+    label: Label
+
+    @property
+    def sampling_rule(self) -> str:
+        """Of `pick_frames`: how training takes frames from such clips."""
+        return "kinetics"
+
+    def read(self, sampler: FrameSampler) -> Tensor:
+        """Reads the frames that `sampler(total_frames)` asks for, in any order, repeated at will.
+
+        A video whose index promises more frames than there are calls it again with their true number.
+
+        Returns:
+            (N, 3, H, W) uint8 in the order asked for; the channels may be the innermost in memory.
+
+        Raises:
+            VideoDecodeError: damaged, or no video.
+            OSError: not there, or not to be opened.
+        """
+        raise NotImplementedError
+
+    def identity(self) -> list:
+        """What tells this clip's content from another's, for names of cached files. Raises OSError if it is gone."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class VideoFile(Clip):
+    """A video file or URL. `verify` and `num_threads`: as in `flux_hf.video_processing_fluxvit.decode_video`."""
+
+    path: str
+    verify: bool = True
+    num_threads: int = 0
+
+    def read(self, sampler: FrameSampler) -> Tensor:
+        return _decode(self.path, sampler, self.verify, self.num_threads)
+
+    def identity(self) -> list:
+        return file_identity(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class FrameFolder(Clip):
+    """A folder of pictures `template.format(1)` to `template.format(num_frames)`, all of one size."""
+
+    path: str
+    num_frames: int
+    template: str = FRAME_TEMPLATE
+
+    @property
+    def sampling_rule(self) -> str:
+        return "ssv2"
+
+    def read(self, sampler: FrameSampler) -> Tensor:
+        if self.num_frames < 1:
+            raise VideoDecodeError(self.path, f"its number of frames is {self.num_frames}")
+        wanted, positions = np.unique(chosen_frames(self.path, sampler, self.num_frames), return_inverse=True)
+        frames = [_read_picture(self._file(index)) for index in wanted]
+        sizes = {frame.shape for frame in frames}
+        if len(sizes) > 1:
+            raise VideoDecodeError(self.path, f"its pictures have several sizes: {sorted(sizes)}")
+        return torch.from_numpy(np.stack(frames)[positions]).permute(0, 3, 1, 2)
+
+    def identity(self) -> list:
+        # A folder's own time changes with every picture added, removed or replaced by renaming.
+        ends = (self._file(index) for index in {0, max(self.num_frames, 1) - 1})
+        return [self.template, self.num_frames, *map(file_identity, (self.path, *ends))]
+
+    def _file(self, index: int) -> str:
+        return os.path.join(self.path, self.template.format(index + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetRow(Clip):
+    """A row of a `datasets.Dataset` whose `column` is a `Video(decode=False)`; `path` is the one it holds, if any."""
+
+    dataset: datasets.Dataset = field(repr=False, compare=False)
+    row: int
+    column: str
+    path: str | None = None
+    verify: bool = True
+    num_threads: int = 0
+
+    def read(self, sampler: FrameSampler) -> Tensor:
+        return decode_value(self.dataset[self.row][self.column], sampler, self.verify, self.num_threads)
+
+    def identity(self) -> list:
+        file = file_identity(self.path) if self.path is not None and os.path.isfile(self.path) else None
+        return [self.dataset._fingerprint, self.row, self.column, file]
+
+
+def _decode(source: str | bytes, sampler: FrameSampler, verify: bool, num_threads: int) -> Tensor:
+    frames, _ = decode_video(source, lambda metadata: sampler(metadata.total_num_frames), num_threads, verify)
+    return frames.permute(0, 3, 1, 2)
+
+
+def decode_value(
+    video: Mapping[str, Any] | bytes | str | None, sampler: FrameSampler, verify: bool, num_threads: int = 0
+) -> Tensor:
+    """Decodes a value of a `Video(decode=False)` column: content, a path, or a URL of any kind that fsspec knows."""
+    if not isinstance(video, Mapping):
+        video = {"bytes": video} if isinstance(video, bytes) else {"path": video}
+    content, path = video.get("bytes"), video.get("path")
+    if content is None and path is None:
+        raise VideoDecodeError("<row>", "it holds no video")
+    if content is None and "://" in path and not path.startswith(("http://", "https://")):
+        content = _fetch(path)
+    if content is None:
+        return _decode(path, sampler, verify, num_threads)
+    try:
+        return _decode(content, sampler, verify, num_threads)
+    except VideoDecodeError as error:
+        raise VideoDecodeError(path or error.source, error.reason) from error
+
+
+def _fetch(url: str) -> bytes:
+    """The content of hf://..., zip://...::hf://... and the like."""
+    try:
+        with fsspec.open(url, "rb") as file:
+            return file.read()
+    except OSError:
+        raise
+    except Exception as error:  # each of fsspec's file systems has exceptions of its own
+        raise VideoDecodeError(url, f"it cannot be fetched ({error})") from error
+
+
+def chosen_frames(name: str, sampler: FrameSampler, total_frames: int) -> np.ndarray:
+    chosen = np.asarray(sampler(total_frames))
+    if chosen.ndim != 1 or chosen.size == 0 or chosen.min() < 0 or chosen.max() >= total_frames:
+        raise ValueError(f"frame indices of {name} must be a flat list within [0, {total_frames}), got {chosen}")
+    return chosen
+
+
+def _read_picture(path: str) -> np.ndarray:
+    """(H, W, 3) uint8 RGB."""
+    with open(path, "rb") as file:
+        try:
+            return np.asarray(PIL.Image.open(file).convert("RGB"))
+        except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+            raise VideoDecodeError(path, str(error)) from error
+
+
+def file_identity(path: str) -> list:
+    if "://" in path and not os.path.exists(path):
+        return [path]
+    status = os.stat(path)
+    return [os.path.abspath(path), status.st_size, status.st_mtime_ns]
+
+
+def describe_failure(error: Exception) -> str:
+    """A reason that names the file, for one of `READ_ERRORS`."""
+    return str(error) if isinstance(error, VideoDecodeError) else f"{type(error).__name__}: {error}"
+
+
+def iter_frames(clip: Clip, max_frames: int | None = None, chunk_frames: int = CHUNK_FRAMES) -> Iterator[Tensor]:
+    """All frames of a clip, or at most `max_frames` spread evenly from its first to its last.
+
+    Yields:
+        (n, 3, H, W) uint8, n up to `chunk_frames`, in order.
+
+    Raises:
+        As `Clip.read`.
+    """
+    total = None
+    for start in itertools.count(0, chunk_frames):
+
+        def sampler(available: int, start: int = start) -> np.ndarray:
+            nonlocal total
+            total = available if max_frames is None else min(available, max_frames)
+            spread = np.arange(available) if total == available else np.linspace(0, available - 1, total)
+            # The last one stands in where a second look at the file finds fewer frames than the parts before took.
+            return np.round(spread).astype(np.int64)[min(start, total - 1) : start + chunk_frames]
+
+        frames = clip.read(sampler)
+        if start < total:
+            yield frames
+        if start + chunk_frames >= total:
+            return
+
+
+def single_threaded(clip: Clip) -> Clip:
+    """The clip, decoded by one thread: for where several are read at once."""
+    return replace(clip, num_threads=1) if isinstance(clip, (VideoFile, DatasetRow)) else clip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sources
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def read_clips(
+    source: str | os.PathLike | datasets.Dataset,
+    root: str | os.PathLike | None = None,
+    split: str | None = None,
+    *,
+    dataset_config: str | None = None,
+    hub: bool = False,
+    frame_template: str = FRAME_TEMPLATE,
+    video_column: str | None = None,
+    label_column: str | None = None,
+    labelled: bool = True,
+    multi_label: bool = True,
+    verify: bool = True,
+) -> list[Clip]:
+    """Lists the clips of a set. Nothing is decoded, and no file but the list is opened.
+
+    Args:
+        source: One of
+            - a .csv, .txt or .tsv file, comma, tab or space separated, rows `path label` of videos or `name
+              total_frames label` of folders of frames. With a header, columns may stand in any order beside others.
+              In a space separated file the path comes first, and may itself hold spaces, labels may not. Several
+              labels of a clip are joined by `|`;
+            - a folder with one sub-folder of videos a class; also one level below, in a folder named as `split`;
+            - a `datasets.Dataset`, a folder one was saved to, or what `datasets.load_dataset` takes: a folder of
+              parquet files or of videos with metadata, or the name of a set on the Hub.
+        root: What relative paths of a file are relative to; the file's folder if not given.
+        split: Which rows (column `split` of a file with a header), sub-folder or split to take; all if not given.
+        dataset_config: Configuration of a set that `load_dataset` loads.
+        hub: Whether `source` is such a set whatever files and folders there are.
+        frame_template: Names of a folder's frames, which are numbered from 1.
+        video_column: Column of a `datasets` set; its only `Video` column if not given.
+        label_column: Column of the labels; `label`, in a `datasets` set else `labels`, if not given.
+        labelled: Whether a clip without a label is an error.
+        multi_label: Whether `|` in a file separates labels; it belongs to the label if not.
+        verify: Whether damage is looked for where it would not show by itself; costs half a second decode.
+
+    Raises:
+        FileNotFoundError: no such source, or none of its files where `root` says.
+        ValueError: a malformed source; the message tells where.
+    """
+    if isinstance(source, datasets.Dataset):
+        return _dataset_clips(source, "the data set", video_column, label_column, labelled, verify)
+    path = Path(source)
+    if path.is_file() and not hub:
+        clips = _table_clips(path, root, split, frame_template, label_column or "label", labelled, verify)
+        if multi_label:
+            clips = [replace(clip, label=_split_label(path, clip)) for clip in clips]
+        _check_root(path, clips)
+        return clips
+    kind = _kind_of_folder(path, split) if path.is_dir() and not hub else "datasets"
+    if kind == "classes":
+        if split is not None and not (path / split).is_dir():
+            raise ValueError(f"{path} has no sub-folder {split!r} for that split")
+        return _folder_clips(path / split if split else path, verify)
+    dataset = _load(source, kind, dataset_config, split, streaming=False)
+    return _dataset_clips(dataset, str(source), video_column, label_column, labelled, verify)
+
+
+def label_names(clips: Iterable[Clip]) -> list[str]:
+    """Every label that occurs, sorted; by value where all of them are integers.
+
+    Raises:
+        ValueError: no clip has a label.
+    """
+    names = {name for clip in clips for name in labels_of(clip.label)}
+    if not names:
+        raise ValueError("none of the clips has a label")
+    return sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
+
+
+def labels_of(label: Label) -> tuple[str, ...]:
+    return label if isinstance(label, tuple) else () if label is None else (label,)
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    """Appends #2, #3, ... to a name that has occurred before."""
+    seen, out = Counter(), []
+    for name in names:
+        seen[name] += 1
+        out.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return out
+
+
+# --- Files with one row a clip ---------------------------------------------------------------------------------------
+
+_NAME_COLUMNS = {"path", "name"}
+_HEADERLESS = {1: ["path"], 2: ["path", "label"], 3: ["name", "total_frames", "label"]}
+
+
+def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Column names, and (line number, cells) of each row."""
+    if path.suffix.lower() not in (".csv", ".txt", ".tsv"):
+        raise ValueError(f"a file of clips must end in .csv, .txt or .tsv, got {str(path)!r}")
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        first = next((line for line in file if line.strip()), None)
+        if first is None:
+            raise ValueError(f"{path} is empty")
+        delimiter = next((mark for mark in ",\t" if mark in first), None)
+        columns = _num_columns(first.split())
+        file.seek(0)
+        if delimiter is None:  # from the right, for only the path may hold spaces
+            lines = enumerate(file, start=1)
+            rows = [(number, line.strip().rsplit(None, columns - 1)) for number, line in lines if line.strip()]
+        else:
+            reader = csv.reader(file, delimiter=delimiter)
+            rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
+    head = [cell.lower() for cell in rows[0][1]]
+    if _NAME_COLUMNS & set(head):
+        header, rows = rows[0][1], rows[1:]
+    elif "label" in head:
+        raise ValueError(f"{path} must have a column path (or name), got {rows[0][1]}")
+    elif len(head) in _HEADERLESS:
+        header = _HEADERLESS[len(head)]
+    else:
+        raise ValueError(f"{path} has {len(head)} columns and no header that says what they are")
+    for number, cells in rows:
+        if len(cells) != len(header):
+            raise ValueError(f"{path} line {number} must have {len(header)} columns {header}, got {cells}")
+    if not rows:
+        raise ValueError(f"{path} has no rows")
+    return header, rows
+
+
+def _num_columns(words: list[str]) -> int:
+    """Of a space separated file, told by its first line; only the path may hold spaces."""
+    if _NAME_COLUMNS & {word.lower() for word in words}:
+        return len(words)
+    return 3 if len(words) > 2 and words[-2].isdecimal() else min(len(words), 2)
+
+
+def _table_clips(
+    path: Path,
+    root: str | os.PathLike | None,
+    split: str | None,
+    frame_template: str,
+    label_column: str,
+    labelled: bool,
+    verify: bool,
+) -> list[Clip]:
+    header, rows = _read_rows(path)
+    name_column = next(name for name in header if name.lower() in _NAME_COLUMNS)
+    needed = [label_column] * labelled + ["split"] * (split is not None)
+    missing = [name for name in needed if name not in header]
+    if missing:
+        raise ValueError(f"{path} must have the columns {[name_column, *needed]}, got {header}")
+    places = [(f"{path} line {number}", dict(zip(header, cells, strict=True))) for number, cells in rows]
+    if split is not None:
+        splits = sorted({row["split"] for _, row in places})
+        places = [(place, row) for place, row in places if row["split"] == split]
+        if not places:
+            raise ValueError(f"{path} has no row of the split {split!r}, only of {splits}")
+    folder, clips = Path(root if root is not None else path.parent), []
+    names = _unique(row[name_column] for _, row in places)
+    for (place, row), name in zip(places, names, strict=True):
+        if not row[name_column]:
+            raise ValueError(f"{place} has an empty {name_column}")
+        label = row.get(label_column) or None
+        if label is None and labelled:
+            raise ValueError(f"{place} has an empty {label_column}")
+        file = row[name_column] if "://" in row[name_column] else os.path.abspath(folder / row[name_column])
+        if "total_frames" not in header:
+            clips.append(VideoFile(name, label, file, verify))
+        elif row["total_frames"].isdecimal():
+            clips.append(FrameFolder(name, label, file, int(row["total_frames"]), frame_template))
+        else:
+            raise ValueError(f"total_frames must be a number of frames, got {row['total_frames']!r} in {place}")
+    return clips
+
+
+def _split_label(path: Path, clip: Clip) -> Label:
+    if clip.label is None or "|" not in clip.label:
+        return clip.label
+    labels = tuple(label.strip() for label in clip.label.split("|"))
+    if not all(labels):
+        raise ValueError(f"{path} has an empty label for {clip.name}: {clip.label!r}")
+    return labels
+
+
+def _check_root(path: Path, clips: Sequence[VideoFile | FrameFolder]) -> None:
+    """A wrong root would fail at every clip, one by one. A few of them tell."""
+    some = clips[:: max(1, len(clips) // 16)]
+    if not any("://" in clip.path or os.path.exists(clip.path) for clip in some):
+        raise FileNotFoundError(
+            f"none of {len(some)} clips of {path} is where root says, for one {some[0].path}; is the root right?"
+        )
+
+
+# --- Folders ---------------------------------------------------------------------------------------------------------
+
+
+def _kind_of_folder(path: Path, split: str | None) -> str:
+    """`saved` by `datasets`, `datasets` for what `load_dataset` makes a set of, or `classes`."""
+    if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        return "saved"
+    if split and (path / split).is_dir():
+        path = path / split
+    names = [entry.name for entry in path.iterdir()]
+    tables = {"metadata.csv", "metadata.jsonl", "metadata.parquet"} & set(names)
+    if tables or any(name.endswith((".parquet", ".arrow", ".tar")) for name in names):
+        return "datasets"
+    if (path / "data").is_dir() and any((path / "data").glob("*.parquet")):
+        return "datasets"
+    folders = {name for name in names if (path / name).is_dir() and not name.startswith(".")}
+    if split is None and folders and folders <= {"train", "val", "valid", "validation", "test"}:
+        raise ValueError(f"{path} has the splits {sorted(folders)}: choose one")
+    return "classes"
+
+
+def _folder_clips(folder: Path, verify: bool) -> list[Clip]:
+    files = sorted(
+        file
+        for file in folder.glob("*/**/*")
+        if file.suffix.lower() in VIDEO_SUFFIXES and not any(p.startswith(".") for p in file.relative_to(folder).parts)
+    )
+    if not files:
+        endings = " ".join(sorted(VIDEO_SUFFIXES))
+        raise ValueError(f"{folder} must hold one sub-folder of videos ({endings}) a class; there is no such file")
+    names = [file.relative_to(folder) for file in files]
+    return [
+        VideoFile(name.as_posix(), name.parts[0], os.path.abspath(file), verify)
+        for name, file in zip(names, files, strict=True)
+    ]
+
+
+# --- datasets --------------------------------------------------------------------------------------------------------
+
+
+def _load(source: str | os.PathLike, kind: str, config: str | None, split: str | None, streaming: bool):
+    """A `datasets.Dataset`, or an `IterableDataset` where `streaming`, of one split."""
+    if kind == "saved":
+        loaded = datasets.load_from_disk(os.fspath(source))
+    else:
+        name = os.fspath(source)
+        try:
+            loaded = datasets.load_dataset(name, config, split=split, streaming=streaming)
+        except (FileNotFoundError, ConnectionError) as error:
+            raise FileNotFoundError(
+                f"{name!r} is neither a file nor a folder, nor a data set that can be loaded: {error}"
+            ) from error
+    if isinstance(loaded, dict):
+        if split is None and len(loaded) > 1:
+            raise ValueError(f"{source} has the splits {sorted(loaded)}: choose one")
+        if split is not None and split not in loaded:
+            raise ValueError(f"{source} has the splits {sorted(loaded)}, got {split!r}")
+        loaded = next(iter(loaded.values())) if split is None else loaded[split]
+    elif kind == "saved" and split is not None and str(loaded.split) != split:
+        raise ValueError(f"{source} is the split {str(loaded.split)!r}, got {split!r}")
+    return loaded
+
+
+def _columns(features, place: str, video_column: str | None, label_column: str | None, labelled: bool):
+    """(video column, label column or None) of a `datasets` set."""
+    if features is None:
+        raise ValueError(f"the columns of {place} are not known; declare them with `dataset.cast(features)`")
+    if video_column is None:
+        videos = [name for name, feature in features.items() if isinstance(feature, datasets.Video)]
+        if len(videos) != 1:
+            raise ValueError(f"{place} must have one Video column, or one must be chosen; it has {dict(features)}")
+        video_column = videos[0]
+    if label_column is None:
+        label_column = next((name for name in ("label", "labels") if name in features), None)
+        if label_column is None and labelled:
+            raise ValueError(f"{place} must have a column label, or one must be chosen; it has {list(features)}")
+    for name in (video_column, label_column):
+        if name is not None and name not in features:
+            raise ValueError(f"{place} has no column {name!r}, only {list(features)}")
+    return video_column, label_column
+
+
+def _label_names_of(feature) -> list[str] | None:
+    """The classes that a column declares."""
+    feature = getattr(feature, "feature", feature)  # of the list's elements
+    return feature.names if isinstance(feature, datasets.ClassLabel) else None
+
+
+def as_label(value: Any, names: Sequence[str] | None, place: str) -> Label:
+    """A class name, an index of `names`, an integer that is itself the name, or a list of these. -1 means unknown."""
+    if value is None or (names is not None and value == -1):
+        return None
+    if isinstance(value, (list, tuple)):
+        labels = tuple(as_label(one, names, place) for one in value)
+        if not all(isinstance(label, str) for label in labels):
+            raise ValueError(f"a list of labels of {place} must hold names or indices of classes, got {value!r}")
+        return labels
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value) if names is None else names[value]
+    if not isinstance(value, str):
+        raise ValueError(f"a label of {place} must be a name or an integer, or a list of these, got {value!r}")
+    return value
+
+
+def _dataset_clips(
+    dataset: datasets.Dataset,
+    place: str,
+    video_column: str | None,
+    label_column: str | None,
+    labelled: bool,
+    verify: bool,
+) -> list[Clip]:
+    video, label = _columns(dataset.features, place, video_column, label_column, labelled)
+    dataset = dataset.with_format(None)
+    videos = dataset.select_columns([video]).cast_column(video, datasets.Video(decode=False))
+    if len(dataset) == 0:
+        raise ValueError(f"{place} has no rows")
+    # Only the paths, for the contents may be larger than the memory.
+    paths = videos.flatten().select_columns([f"{video}.path"])[f"{video}.path"]
+    paths = list(paths)
+    names = _unique(path or f"row {row}" for row, path in enumerate(paths))
+    labels: list[Label] = [None] * len(dataset)
+    if label is not None:
+        classes = _label_names_of(dataset.features[label])
+        labels = [as_label(value, classes, place) for value in dataset.select_columns([label])[label]]
+    if labelled and None in labels:
+        raise ValueError(f"row {labels.index(None)} of {place} has no label")
+    return [
+        DatasetRow(name, label, videos, row, video, paths[row], verify)
+        for row, (name, label) in enumerate(zip(names, labels, strict=True))
+    ]
+
+
+def open_stream(
+    source: str | os.PathLike | datasets.Dataset | datasets.IterableDataset,
+    split: str | None = None,
+    *,
+    dataset_config: str | None = None,
+    hub: bool = False,
+    video_column: str | None = None,
+    label_column: str | None = None,
+) -> datasets.IterableDataset:
+    """Opens a `datasets` set for `StreamingClips`: the columns `video` (not decoded) and `label`.
+
+    Args:
+        source, split, dataset_config, hub, video_column, label_column: As in `read_clips`, for the `datasets` kinds of
+            source. Of a folder with one sub-folder a class `datasets` itself makes a set.
+
+    Raises:
+        As `read_clips`.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        saved = path.is_dir() and not hub and _kind_of_folder(path, split) == "saved"
+        source = _load(source, "saved" if saved else "datasets", dataset_config, split, streaming=True)
+    if isinstance(source, datasets.Dataset):
+        # In parts, which numbers of processes can share out evenly.
+        source = source.with_format(None).to_iterable_dataset(num_shards=min(len(source), 64))
+    video, label = _columns(source.features, "the data set", video_column, label_column, labelled=True)
+    source = source.select_columns([video, label]).cast_column(video, datasets.Video(decode=False))
+    names = {old: new for old, new in ((video, "video"), (label, "label")) if old != new}
+    return source.rename_columns(names) if names else source
+
+
+def stream_label_names(stream: datasets.IterableDataset) -> list[str] | None:
+    """The classes that a set of `open_stream` declares (`ClassLabel`), None where it declares none."""
+    return _label_names_of(stream.features["label"])
