@@ -130,7 +130,7 @@ class RunArguments:
     eval_num_crops: int = _flag(1, "spatial views of a validation clip")
     load_best_model_at_end: bool = _flag(False, "export the best checkpoint instead of the last")
     logging_steps: int = _flag(10, "optimiser steps between two log lines")
-    report_to: str | None = _flag(None, "tracker: tensorboard, wandb, ..., 'all'")
+    report_to: str | None = _flag(None, "tracker: tensorboard, wandb, ..., 'all' or 'none'")
     run_name: str = _flag("flux-hf", "the tracker's project")
     seed: int = _flag(0, "of everything that is drawn")
     push_to_hub: bool = _flag(False, "upload the final model")

@@ -24,6 +24,7 @@ import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, ProjectConfiguration, gather_object, set_seed
 from huggingface_hub import HfApi
 from torch import Tensor, nn
@@ -615,9 +616,15 @@ def push(run: Run) -> None:
 
 
 def build_accelerator(args: FinetuneArguments) -> Accelerator:
+    """Raises ValueError for a tracker that is not installed, which Accelerate would leave out without a word."""
+    installed = [str(tracker) for tracker in get_available_trackers()]
+    if args.report_to not in (None, "none", "all", *installed):
+        raise ValueError(
+            f"--report_to must be 'all', 'none' or installed, of which are {installed}, got {args.report_to!r}"
+        )
     accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps,
-        log_with=args.report_to,
+        log_with=None if args.report_to == "none" else args.report_to,
         project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=f"{args.output_dir}/logs"),
     )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -633,7 +640,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     run = build_run(args, accelerator)
     if run.state.progress.step == 0:
         set_seed(args.seed, device_specific=True)  # every process drops its own paths
-    if args.report_to:
+    if accelerator.log_with:
         settings = {key: value for key, value in asdict(args).items() if isinstance(value, (int, float, str))}
         accelerator.init_trackers(args.run_name, {key: value for key, value in settings.items() if key != "hub_token"})
     logger.info(f"{run.total_steps} steps, {run.steps_per_epoch} an epoch; budgets {run.config.token_budgets}")

@@ -9,6 +9,7 @@ import PIL.Image
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import tiny_config
 from training_runs import ENVIRONMENT, REPOSITORY, command, different, flags, launch, losses, weights, write_data
 
@@ -261,6 +262,20 @@ def test_multi_label_training(data, tmp_path):
     model = FluxViTForVideoClassification.from_pretrained(tmp_path / "out")
     assert model.config.problem_type == "multi_label_classification" and model.config.num_labels == 3
     assert 0 < results["eval_mean_average_precision_16"] <= 1
+
+
+def test_a_tracker_receives_settings_and_curves(data, tmp_path):
+    main(flags(data, tmp_path / "out", max_train_steps=3, report_to="tensorboard", run_name="one", hub_token="secret"))
+    events = EventAccumulator(str(tmp_path / "out" / "logs" / "one")).Reload()
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses(tmp_path / "out"), rel=1e-5)
+    assert [event.step for event in events.Scalars("learning_rate")] == [1, 2, 3]
+    assert "eval_top1_16" in events.Tags()["scalars"]
+    assert not any(b"secret" in file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file())
+
+
+def test_a_tracker_that_is_not_installed_is_refused(data, tmp_path):
+    with pytest.raises(ValueError, match="--report_to must be .*tensorboard.*got 'dvclive'"):
+        main(flags(data, tmp_path / "out", report_to="dvclive"))
 
 
 def test_bfloat16_follows_float32(data, tmp_path, monkeypatch):
