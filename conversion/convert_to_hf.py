@@ -22,9 +22,12 @@ from conversion.checkpoint_reader import read_checkpoint
 from conversion.infer_config import ConfigChoices, infer_config
 from conversion.key_mapping import VISION_PREFIX, reason_to_drop, strip_prefixes, translate_key
 from conversion.labels import read_label_map, read_labels, slice_labels, with_labels
-from conversion.report import ConversionError, KeyReport
+from conversion.report import ConversionError, KeyReport, shorten
 from conversion.saving import check_output_directory, save_verified
 from flux_hf import FluxViTConfig, FluxViTForVideoClassification, FluxViTModel, FluxViTPreTrainedModel
+
+
+WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def official_vision_weights(checkpoint: dict[str, Tensor], report: KeyReport) -> dict[str, Tensor]:
@@ -67,11 +70,9 @@ def translate_weights(weights: dict[str, Tensor], report: KeyReport, has_classif
             new_name = new_name.removeprefix("fluxvit.")
         state_dict[new_name] = change(tensor).contiguous().clone()
         report.converted[name] = new_name
-    broken = [name for name in report.converted if not torch.isfinite(weights[name]).all()]
-    if broken:
-        raise ConversionError(f"NaN or infinite values in {len(broken)} keys: {', '.join(broken)}")
+    check_values({name: weights[name] for name in report.converted})
     if unexpected:
-        raise ConversionError(f"{len(unexpected)} unexpected keys: {', '.join(unexpected)}")
+        raise ConversionError(f"{len(unexpected)} unexpected keys: {shorten(unexpected)}")
     dtypes = {tensor.dtype for tensor in state_dict.values()}
     if len(dtypes) > 1:
         report.notes.append(f"the checkpoint mixes {', '.join(sorted(map(str, dtypes)))}: all became float32")
@@ -79,17 +80,29 @@ def translate_weights(weights: dict[str, Tensor], report: KeyReport, has_classif
     return state_dict
 
 
+def check_values(weights: dict[str, Tensor]) -> None:
+    """Raises ConversionError, with the list, where weights are no floating-point numbers, or not finite."""
+    other = [f"{name} ({tensor.dtype})" for name, tensor in weights.items() if tensor.dtype not in WEIGHT_DTYPES]
+    if other:
+        raise ConversionError(f"{len(other)} keys are of no dtype for weights: {shorten(other)}")
+    broken = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise ConversionError(f"NaN or infinite values in {len(broken)} keys: {shorten(broken)}")
+
+
 def check_fit(expected: dict[str, Tensor], state_dict: dict[str, Tensor], report: KeyReport) -> None:
     """Compares a state dict with the one the model of its config has.
 
     Raises:
-        ConversionError: missing, unexpected or misshapen keys, all listed.
+        ConversionError: missing, unexpected or misshapen keys, all listed; by their official names too, where `report`
+            has these.
     """
-    official = {new: old for old, new in report.converted.items()}
-    problems = [f"missing: what becomes {name}" for name in sorted(expected.keys() - state_dict.keys())]
-    problems += [f"unexpected: {official[name]} -> {name}" for name in sorted(state_dict.keys() - expected.keys())]
+    official = {new: f"{old} -> {new}" for old, new in report.converted.items()}
+    problems = [f"missing: {name}" for name in sorted(expected.keys() - state_dict.keys())]
+    problems += [f"unexpected: {official.get(name, name)}" for name in sorted(state_dict.keys() - expected.keys())]
     problems += [
-        f"misshapen: {official[name]} is {tuple(state_dict[name].shape)}, the model's {tuple(expected[name].shape)}"
+        f"misshapen: {official.get(name, name)} is {tuple(state_dict[name].shape)}, "
+        f"the model's {tuple(expected[name].shape)}"
         for name in sorted(expected.keys() & state_dict.keys())
         if state_dict[name].shape != expected[name].shape
     ]

@@ -133,9 +133,7 @@ def initialize(
     has_classifier = "num_labels" in source or start.num_labels is not None
     if labels is not None:
         if not has_classifier:
-            raise ConversionError(
-                "labels were given, but the checkpoint has no classifier and no new one is asked for"
-            )
+            raise ConversionError("labels were given, but the checkpoint has no classifier and no new one is asked for")
         config = with_labels(config, labels)
     if not has_classifier:
         report.notes.append("no classifier in the checkpoint, and none asked for: the result is a FluxViTModel")

@@ -325,7 +325,7 @@ def test_missing_unexpected_and_misshapen_keys_stop_it_with_the_list(fluxvit_wei
     weights = {**fluxvit_weights, "blocks.0.attn.rope": torch.ones(3), "decoder.x": torch.ones(1)}
     refuse(weights, tmp_path, r"2 unexpected keys: blocks\.0\.attn\.rope, decoder\.x", error=ConversionError)
     weights = {**fluxvit_weights, "blocks.2.mlp.fc2.bias": torch.ones(47)}
-    refuse(weights, tmp_path, r"misshapen: blocks\.2\.mlp\.fc2\.bias is \(47,\).*\(48,\)", error=ConversionError)
+    refuse(weights, tmp_path, r"misshapen: blocks\.2\.mlp\.fc2\.bias -> .* is \(47,\).*\(48,\)", error=ConversionError)
 
 
 def test_two_keys_with_one_meaning(fluxvit_weights, tmp_path):
