@@ -145,12 +145,19 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals(HARMLESS_CLASSES):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the unpickler stumbles over in a damaged file
-        refused = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
-        reason = f"it asks for {refused[1]}" if refused else str(error).split("\n")[0]
-        raise ValueError(f"{path} is damaged, or holds more than tensors and plain data: {reason}") from error
+        raise ValueError(f"{path} is damaged, or holds more than tensors and plain data: {_why(error)}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a dict of tensors")
     return _tensors_of(content)
+
+
+def _why(error: Exception) -> str:
+    """The cause in torch's message, without its advice to read the file carelessly."""
+    text = str(error)
+    if refused := re.search(r"GLOBAL (\S+) ", text):
+        return f"it asks for {refused[1]}"
+    cause = re.search(r"WeightsUnpickler error: (.*)", text)
+    return cause[1] if cause else text.split("\n")[0]
 
 
 def _check_archive(path: Path) -> None:
