@@ -185,8 +185,12 @@ def describe(config: FluxViTConfig, report: ExportReport) -> None:
     if fluxvit and not (config.token_selection.startswith("group_dynamic") and config.num_token_groups == 4):
         selection = f"{config.token_selection} in {config.num_token_groups} groups"
         notes.append(f"tokens were selected by {selection}; the official code selects by group_dynamic in 4")
+    if fluxvit:
+        notes.append(f"not part of the file: the heads' token_budgets {config.token_budgets}")
     if config.token_plan:
         notes.append(f"not part of the file: token_plan {config.token_plan}")
+    if config.id2label != {index: f"LABEL_{index}" for index in range(config.num_labels)}:
+        notes.append(f"not part of the file: the names of the {config.num_labels} labels")
 
 
 def _write_verified(

@@ -59,6 +59,7 @@ NEW_CLASSIFIER_PARTS = [
     (r"classifiers\..*", "official initialisation: the checkpoint has no classifier"),
     (r"fc_norm\..*", "ones and zeros: the checkpoint has no classifier"),
 ]
+MAX_PROJECTION = 8192  # published: 768
 HEAD_PARTS = re.compile(r"(.*\bprojectors|classifiers)\.0\.(.+)")
 
 
@@ -198,8 +199,9 @@ def _interpolate_positions(
     if old == new:
         return
     name = next(name for name in state_dict if name.endswith("position_embeddings.table"))
+    trained = {**config.to_dict(), "position_embedding_grid": old, "use_glpe": False}
     with torch.device("meta"):
-        positions = FluxViTPositionEmbeddings(FluxViTConfig(**{**source, "use_glpe": False}))
+        positions = FluxViTPositionEmbeddings(FluxViTConfig.from_dict(trained))
     positions.load_state_dict({"table": state_dict[name]}, assign=True)
     with torch.no_grad():
         state_dict[name] = positions(*new).clone()
@@ -219,9 +221,10 @@ def _add_new_parts(
     lacking = sorted(expected.keys() - state_dict.keys())
     new = {name: how for name in lacking for pattern, how in parts if re.fullmatch(pattern, name)}
     check_fit(expected, {**{name: expected[name] for name in new}, **state_dict}, report)
-    # All else is as large as the file; a forged width could make these larger than memory.
-    if model.config.projection_dim**2 > sum(tensor.numel() for tensor in state_dict.values()):
-        raise ConversionError(f"a projection to {model.config.projection_dim} is absurd for this checkpoint")
+    # All else is as large as the file; a forged width, squared, could make the decoders larger than memory.
+    if model.config.projection_dim > MAX_PROJECTION:
+        width = model.config.projection_dim
+        raise ConversionError(f"the projector's output is {width} wide: at most {MAX_PROJECTION} is believed")
     dtype = next(iter(state_dict.values())).dtype
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(start.seed)

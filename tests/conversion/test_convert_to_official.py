@@ -174,6 +174,7 @@ def test_the_head_of_a_model_of_one_budget_is_copied(tmp_path):
 def test_what_the_official_code_must_be_told_is_noted(tmp_path):
     plan = {64: [8, 56]}
     overrides = {"use_dual_patch_norm": False, "qkv_bias": True, "use_qk_norm": False, "hidden_act": "gelu"}
+    overrides |= {"id2label": dict(enumerate("abcde")), "label2id": {label: i for i, label in enumerate("abcde")}}
     save_model(tmp_path / "model", token_selection="dynamic_l2", token_plan=plan, **overrides)
     notes = "\n".join(export(tmp_path / "model", tmp_path / "official.pth").notes)
     constructor = "img_size 56, patch_size 14, num_frames 8, embed_dim 48, depth 2, num_heads 3, mlp_ratio 2, "
@@ -186,8 +187,17 @@ def test_what_the_official_code_must_be_told_is_noted(tmp_path):
         "without dual patch norm",
         "dynamic_l2",
         "token_plan {64: [8, 56]}",
+        "the heads' token_budgets [96, 64, 32]",
+        "the names of the 5 labels",
     ):
         assert expected in notes, expected
+
+
+def test_a_published_model_needs_no_more_than_its_constructor_values(tmp_path):
+    save_model(tmp_path / "model")
+    first, *others = export(tmp_path / "model", tmp_path / "official.pth").notes
+    assert first.startswith("the official FluxViT has to be built with")
+    assert [note.split(":")[0] for note in others] == ["not part of the file", "verified"]
 
 
 @pytest.mark.parametrize(

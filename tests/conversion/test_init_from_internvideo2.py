@@ -210,6 +210,13 @@ def test_half_precision_checkpoints_stay_so(weights, tmp_path):
     assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
 
 
+def test_tubelets_and_patches_of_other_sizes(weights, tmp_path):
+    torch.save({**weights, "patch_embed.proj.weight": torch.randn(48, 3, 5, 6, 6)}, tmp_path / "c.pth")
+    initialize(tmp_path / "c.pth", tmp_path / "start", TINY, StartChoices(position_grid=[2, 5, 5]))
+    config = FluxViTConfig.from_pretrained(tmp_path / "start")
+    assert (config.tubelet_size, config.patch_size, config.num_frames, config.image_size) == (5, 6, 10, 30)
+
+
 def test_one_budget_has_no_copies_and_no_decoders(tmp_path):
     choices = ConfigChoices(num_attention_heads=3, num_pooling_heads=4, position_frames=8, token_budgets=[64])
     report = initialize(CHECKPOINT, tmp_path / "start", choices)
