@@ -204,7 +204,10 @@ def _write_verified(
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as staging:
         file = Path(staging) / output.name
-        torch.save({"model": weights}, file)
+        try:
+            torch.save({"model": weights}, file)
+        except RuntimeError as error:  # of torch's writer, on a full disk
+            raise OSError(f"{output} could not be written: {error}") from error
         read = read_checkpoint(file)
         if read.keys() != weights.keys():
             raise ConversionError("the file does not hold the keys that were saved")

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from conversion.report import ConversionError, KeyReport
 from flux_hf import FluxViTConfig, FluxViTVideoProcessor
@@ -39,7 +40,10 @@ def save_verified(model: torch.nn.Module, output: Path, source: Path, report: Ke
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as staging_name:
         staging = Path(staging_name) / "checkpoint"
-        model.save_pretrained(staging)
+        try:
+            model.save_pretrained(staging)
+        except SafetensorError as error:
+            raise OSError(f"the weights could not be written to {output}: {error}") from error
         make_processor(model.config).save_pretrained(staging)
         difference = _compare_with_saved(model, staging)
         report.notes.append(

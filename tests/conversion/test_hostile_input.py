@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import resource
 import struct
 import zipfile
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from conversion import convert_to_hf, init_from_internvideo2
+from conversion import convert_to_hf, convert_to_official, init_from_internvideo2
 from conversion.checkpoint_reader import read_checkpoint
 
 
@@ -372,3 +373,31 @@ def test_a_pickle_with_bytes_changed_at_random(weights, tmp_path, seed):
     rewrite(tmp_path / "c.pth", edit)
     with pytest.raises(ValueError, match="c.pth is damaged"):
         read_checkpoint(tmp_path / "c.pth")
+
+
+@pytest.fixture
+def full_disk():
+    """Files end at 100 kB, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_full_disk_leaves_the_old_folder(tmp_path, capsys, full_disk, command):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model.safetensors").write_bytes(b"mine")
+    assert COMMANDS[command]([str(CHECKPOINT), str(tmp_path / "out"), *FLAGS]) == 1
+    assert "the weights could not be written" in capsys.readouterr().err
+    assert contents(tmp_path) == {"out": (tmp_path / "out").lstat().st_size, "out/model.safetensors": 4}
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path, capsys, request):
+    assert convert_to_hf.main([str(CHECKPOINT), str(tmp_path / "here"), *FLAGS]) == 0
+    (tmp_path / "official.pth").write_bytes(b"mine")
+    before = contents(tmp_path)
+    request.getfixturevalue("full_disk")
+    assert convert_to_official.main([str(tmp_path / "here"), str(tmp_path / "official.pth")]) == 1
+    assert "official.pth could not be written" in capsys.readouterr().err
+    assert contents(tmp_path) == before
