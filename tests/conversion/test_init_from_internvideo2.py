@@ -188,6 +188,21 @@ def test_a_checkpoint_without_classifier_can_get_a_new_one(weights, tmp_path):
     assert record["new"]["classifiers.2.weight"] == "official initialisation: the checkpoint has no classifier"
 
 
+def test_a_start_without_classifier_is_what_training_loads(weights, tmp_path):
+    encoder = {name: tensor for name, tensor in weights.items() if not name.startswith(("head.", "fc_norm."))}
+    torch.save(encoder, tmp_path / "encoder.bin")
+    initialize(tmp_path / "encoder.bin", tmp_path / "start", TINY)
+    bare = FluxViTModel.from_pretrained(tmp_path / "start").state_dict()
+    model, loading = FluxViTForVideoClassification.from_pretrained(
+        tmp_path / "start", num_labels=3, output_loading_info=True
+    )
+    started = model.fluxvit.state_dict()
+    assert started.keys() == bare.keys()
+    assert all(torch.equal(tensor, started[name]) for name, tensor in bare.items())
+    new_parts = {name.split(".")[0] for name in loading["missing_keys"]}
+    assert new_parts == {"classifiers", "fc_norm", "alignment_decoders"}
+
+
 def test_flags(tmp_path, capsys):
     flags = [*TINY_FLAGS, "--num-labels", "4", "--position-grid", "6", "5", "5", "--token-budgets", "40", "20"]
     flags += ["--token-budget", "30", "--num-frames", "12", "--image-size", "84", "--hidden-act", "gelu", "--seed", "1"]
