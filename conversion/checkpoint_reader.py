@@ -5,8 +5,8 @@ import argparse
 import json
 import os
 import pathlib
-import pickle
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor
 
 DEEPSPEED_STATES = "mp_rank_00_model_states.pt"
 CONTAINERS = ("model", "module", "state_dict")
+MAX_SHARING = 4  # how many times a file's size its tensors may have in all
 # Plain data that training scripts store beside the weights; unpickling them runs no code of the file.
 HARMLESS_CLASSES = [
     argparse.Namespace,
@@ -37,45 +38,98 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Tensor]:
     Of a pickled file, the tensors under "model", else "module", else "state_dict", else at the top are taken.
 
     Raises:
-        FileNotFoundError: nothing is there. ValueError: it is not a checkpoint, is damaged, or its pickle would need
-            more than plain data to be read.
+        FileNotFoundError: nothing is there. ValueError: it is not a checkpoint, is damaged, claims more than it holds,
+            or its pickle would need more than plain data to be read.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}")
-    files = _files_of_folder(path) if path.is_dir() else [path]
+    if not path.is_dir():
+        return _read_files([path], path)
+    folder = _tagged_folder(path)
+    files = _deepspeed_files(folder) or _model_files(folder)
+    if not files:
+        raise ValueError(f"{folder} holds neither {DEEPSPEED_STATES} nor model.safetensors nor pytorch_model.bin")
+    return _read_files(files, path)
+
+
+def read_model_folder(folder: Path) -> dict[str, Tensor]:
+    """The weights that `save_pretrained` wrote into a folder, whatever else a training left there.
+
+    Raises:
+        ValueError: as `read_checkpoint`.
+    """
+    files = _model_files(folder)
+    if not files:
+        raise ValueError(f"{folder} holds neither model.safetensors nor pytorch_model.bin")
+    return _read_files(files, folder)
+
+
+def _read_files(files: list[Path], source: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in files:
-        tensors.update(_read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file))
+        read = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
+        _check_tensors(read, file)
+        tensors.update(read)
     if not tensors:
-        raise ValueError(f"{path} holds no tensors")
+        raise ValueError(f"{source} holds no tensors")
     return tensors
 
 
-def _files_of_folder(folder: Path) -> list[Path]:
-    """The files that hold the weights: DeepSpeed's, or those of a (sharded) Hugging Face style folder."""
+def _tagged_folder(folder: Path) -> Path:
+    """The subfolder whose name DeepSpeed wrote into `latest`, or the folder itself where there is no such file."""
     tag = folder / "latest"
-    if tag.is_file():
-        # DeepSpeed writes the name of the newest subfolder into this file; only a plain name is followed.
-        name = tag.read_text(encoding="utf-8").strip()
-        if Path(name).name != name or not (folder / name).is_dir():
-            raise ValueError(f"{tag} names {name!r}, which is not a folder beside it")
-        folder = folder / name
+    if not tag.is_file():
+        return folder
+    name = _read_text(tag).strip()
+    if not _is_plain_name(name) or not (folder / name).is_dir():
+        raise ValueError(f"{tag} names {name[:100]!r}, which is not a folder beside it")
+    return folder / name
+
+
+def _deepspeed_files(folder: Path) -> list[Path]:
+    """The file that holds the weights in a DeepSpeed checkpoint folder; none where it is not one."""
     ranks = sorted(folder.glob("mp_rank_*_model_states.pt"))
     if len(ranks) > 1:
         raise ValueError(f"{folder} is split over {len(ranks)} model-parallel ranks; merge it with DeepSpeed first")
-    if ranks:
-        return ranks
+    return ranks
+
+
+def _model_files(folder: Path) -> list[Path]:
+    """The files that hold the weights in a (sharded) Hugging Face style folder; none where it is not one."""
     for index_name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         if (folder / index_name).is_file():
-            names = set(json.loads((folder / index_name).read_text(encoding="utf-8"))["weight_map"].values())
-            if any(Path(name).name != name for name in names):
-                raise ValueError(f"{folder / index_name} names files outside its folder")
-            return [folder / name for name in sorted(names)]
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / name).is_file():
-            return [folder / name]
-    raise ValueError(f"{folder} holds neither {DEEPSPEED_STATES} nor model.safetensors nor pytorch_model.bin")
+            return [folder / name for name in sorted(_shard_names(folder / index_name))]
+    return [folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()][:1]
+
+
+def _shard_names(index: Path) -> set[str]:
+    try:
+        content = json.loads(_read_text(index))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{index} is not JSON: {error}") from error
+    shards = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+        raise ValueError(f"{index} has no weight_map of tensor names to file names")
+    outside = sorted(name for name in shards.values() if not _is_plain_name(name))
+    if outside:
+        raise ValueError(f"{index} names files outside its folder: {outside[0][:100]!r}")
+    missing = sorted(name for name in shards.values() if not (index.parent / name).is_file())
+    if missing:
+        raise ValueError(f"{index} names {missing[0][:100]!r}, which is not there")
+    return set(shards.values())
+
+
+def _is_plain_name(name: str) -> bool:
+    """Whether a name found in a file means something in the folder of that file, and nothing elsewhere."""
+    return 0 < len(name) < 256 and name not in (".", "..") and not set(name) & set("/\\\0")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: {error}") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -86,16 +140,51 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
+    _check_archive(path)
     try:
         with torch.serialization.safe_globals(HARMLESS_CLASSES):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        refused = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
-        reason = f"it asks for {refused[1]}" if refused else str(error).split("\n")[0]
-        raise ValueError(f"{path} is damaged, or holds more than tensors and plain data: {reason}") from error
+    except Exception as error:  # whatever the unpickler stumbles over in a damaged file
+        raise ValueError(f"{path} is damaged, or holds more than tensors and plain data: {_why(error)}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a dict of tensors")
     return _tensors_of(content)
+
+
+def _why(error: Exception) -> str:
+    """The cause in torch's message, without its advice to read the file carelessly."""
+    text = str(error)
+    if refused := re.search(r"GLOBAL (\S+) ", text):
+        return f"it asks for {refused[1]}"
+    cause = re.search(r"WeightsUnpickler error: (.*)", text)
+    return cause[1] if cause else text.split("\n")[0]
+
+
+def _check_archive(path: Path) -> None:
+    """Raises ValueError for an archive that would unpack to more than its size: torch does not compress."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # torch's older format; or damaged, as reading it will tell
+    if unpacked > path.stat().st_size:
+        raise ValueError(f"{path} is compressed: it would unpack to {unpacked} bytes")
+
+
+def _check_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Raises ValueError where tensors are not plain arrays, or claim more than the file can hold.
+
+    A few stored numbers can pose as any number of elements by strides of zero, and one storage as many tensors: copying
+    these would take memory without end. Some sharing is usual.
+    """
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise ValueError(f"{path}: {name} is not a plain array: {tensor.layout} on {tensor.device}")
+        if tensor.numel() == 0:
+            raise ValueError(f"{path}: {name} is empty, of shape {tuple(tensor.shape)}")
+    claimed, size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()), path.stat().st_size
+    if claimed > MAX_SHARING * size:
+        raise ValueError(f"{path} has {size} bytes, but its tensors claim {claimed}")
 
 
 def _tensors_of(content: dict) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 
 import math
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -36,6 +37,7 @@ KNOWN_GRIDS = {
 PUBLISHED_FLUXVIT_CLIP = {"num_frames": 12, "image_size": 224}
 PUBLISHED_FLUXVIT_BUDGETS = [3072, 2048, 1024]
 PUBLISHED_POOLING_HEADS = 16
+MAX_NUMBERED = 256  # layers or heads; the largest published model has 48 layers
 
 
 def infer_config(weights: dict[str, Tensor], choices: ConfigChoices, notes: list[str]) -> FluxViTConfig:
@@ -47,6 +49,16 @@ def infer_config(weights: dict[str, Tensor], choices: ConfigChoices, notes: list
         ValueError: tensors the config is read from are missing, or a choice is needed or impossible; the message names
             the flag.
     """
+    fields = infer_encoder(weights, choices, notes)
+    heads = number_of_heads(weights)
+    if choices.token_budgets is not None and len(choices.token_budgets) != heads:
+        budgets = choices.token_budgets
+        raise ValueError(f"the checkpoint has {heads} heads, but --token-budgets gives {len(budgets)}: {budgets}")
+    return complete_config(fields, heads, choices, notes)
+
+
+def infer_encoder(weights: dict[str, Tensor], choices: ConfigChoices, notes: list[str]) -> dict:
+    """The fields of `infer_config` that tell how the network is built."""
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     fields = _fields_from_shapes(shapes)
     fields["num_attention_heads"] = _attention_heads(fields, choices)
@@ -56,10 +68,13 @@ def infer_config(weights: dict[str, Tensor], choices: ConfigChoices, notes: list
     if choices.hidden_act is not None:
         fields["hidden_act"] = choices.hidden_act
     grid = _position_grid(shapes["pos_embed"][1] - 1, choices, published=_published_heads(fields) is not None)
-    fields["position_embedding_grid"] = grid
-    fields.update(_default_clip(fields, grid, choices))
-    fields.update(_budgets(fields, _number_of_heads(shapes), choices, notes))
-    return FluxViTConfig(**fields)
+    return {**fields, "position_embedding_grid": grid}
+
+
+def complete_config(fields: dict, heads: int, choices: ConfigChoices, notes: list[str]) -> FluxViTConfig:
+    """Adds the default clip and the token budgets of this many heads to `infer_encoder`'s fields."""
+    fields = {**fields, **_default_clip(fields, choices)}
+    return FluxViTConfig(**fields, **_budgets(fields, heads, choices, notes))
 
 
 def _fields_from_shapes(shapes: dict[str, tuple[int, ...]]) -> dict:
@@ -73,15 +88,17 @@ def _fields_from_shapes(shapes: dict[str, tuple[int, ...]]) -> dict:
     kernel = shapes["patch_embed.proj.weight"]
     if len(kernel) != 5 or kernel[3] != kernel[4]:
         raise ValueError(f"patch_embed.proj.weight must be (width, channels, t, p, p), got {kernel}")
-    if len(shapes["pos_embed"]) != 3:
-        raise ValueError(f"pos_embed must be (1, 1 + patches, width), got {shapes['pos_embed']}")
-    layers = {int(match[1]) for name in shapes if (match := re.match(r"blocks\.(\d+)\.", name))}
+    _check_shape("cls_token", shapes["cls_token"], (1, 1, kernel[0]))
+    _check_shape("pos_embed", shapes["pos_embed"], (1, None, kernel[0]))
+    _check_shape("blocks.0.mlp.fc1.weight", shapes["blocks.0.mlp.fc1.weight"], (None, kernel[0]))
+    _check_shape("the projector's output", projection, (None, kernel[0]))
+    layers = count_numbered(shapes, "blocks.")
     fields = {
         "hidden_size": kernel[0],
         "num_channels": kernel[1],
         "tubelet_size": kernel[2],
         "patch_size": kernel[3],
-        "num_hidden_layers": max(layers) + 1,
+        "num_hidden_layers": layers,
         "intermediate_size": shapes["blocks.0.mlp.fc1.weight"][0],
         "projection_dim": projection[0],
         "qkv_bias": "blocks.0.attn.qkv.bias" in shapes,
@@ -91,8 +108,18 @@ def _fields_from_shapes(shapes: dict[str, tuple[int, ...]]) -> dict:
     }
     classifier = shapes.get("head.0.weight", shapes.get("head.weight"))
     if classifier is not None:
+        _check_shape("the classifier", classifier, (None, projection[0]))
         fields["num_labels"] = classifier[0]
     return fields
+
+
+def _check_shape(name: str, shape: tuple[int, ...], expected: tuple[int | None, ...]) -> None:
+    """`None` stands for any size."""
+    pairs = zip(shape, expected, strict=False)
+    fits = len(shape) == len(expected) and all(size in (found, None) for found, size in pairs)
+    if not fits:
+        wanted = ", ".join("any" if size is None else str(size) for size in expected)
+        raise ValueError(f"{name} must be of shape ({wanted}), got {shape}")
 
 
 def _either(choice: int | None, otherwise: int | None) -> int | None:
@@ -104,9 +131,25 @@ def _is_pooling_output(name: str) -> bool:
     return re.fullmatch(r"clip_projector\.(0\.)?cross_attn\.proj\.weight", name) is not None
 
 
-def _number_of_heads(shapes: dict[str, tuple[int, ...]]) -> int:
-    indices = {int(match[1]) for name in shapes if (match := re.match(r"clip_projector\.(\d+)\.", name))}
-    return max(indices) + 1 if indices else 1
+def number_of_heads(weights: Collection[str]) -> int:
+    """Projectors of a checkpoint: InternVideo2 has one, without a number."""
+    return max(count_numbered(weights, "clip_projector."), 1)
+
+
+def count_numbered(names: Collection[str], prefix: str) -> int:
+    """How many layers or heads the numbers after `prefix` stand for.
+
+    Raises:
+        ValueError: some between the first and the last are missing, or there are more than any model has: what is
+            built must be no larger than what is in the file.
+    """
+    numbers = {int(match[1]) for name in names if (match := re.match(re.escape(prefix) + r"(\d+)\.", name))}
+    count = max(numbers, default=-1) + 1
+    if count != len(numbers):
+        raise ValueError(f"{prefix}{count - 1} is there, but of those below it only {len(numbers) - 1} are")
+    if count > MAX_NUMBERED:
+        raise ValueError(f"{count} of {prefix}0, {prefix}1, ...: at most {MAX_NUMBERED} are believed")
+    return count
 
 
 def _published_heads(fields: dict) -> int | None:
@@ -146,8 +189,9 @@ def _position_grid(patches: int, choices: ConfigChoices, published: bool) -> lis
     return [frames, squares[frames], squares[frames]]
 
 
-def _default_clip(fields: dict, grid: list[int], choices: ConfigChoices) -> dict:
+def _default_clip(fields: dict, choices: ConfigChoices) -> dict:
     """Frames and side of the default clip: as chosen, as published, or as the position table was trained."""
+    grid = fields["position_embedding_grid"]
     published = grid in [size["position_embedding_grid"] for size in FLUXVIT_SIZES.values()]
     frames, side = grid[0] * fields["tubelet_size"], grid[1] * fields["patch_size"]
     if published:
@@ -167,8 +211,6 @@ def _budgets(fields: dict, heads: int, choices: ConfigChoices, notes: list[str])
     if budgets is None:
         budgets = [round(tokens * (heads - index) / heads) for index in range(heads)]
         notes.append(f"assumed token budgets {budgets}: equal steps of the default clip's {tokens} tokens")
-    if len(budgets) != heads:
-        raise ValueError(f"the checkpoint has {heads} heads, but --token-budgets gives {len(budgets)}: {budgets}")
     # The middle one, as the paper's default of 2048 between 3072 and 1024.
     default = _either(choices.token_budget, budgets[(len(budgets) - 1) // 2])
     return {"token_budgets": list(budgets), "token_budget": default}

@@ -748,22 +748,37 @@ class FluxViTForVideoClassification(FluxViTPreTrainedModel):
         loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
         return FluxViTForVideoClassificationOutput(loss=loss, logits=logits, **outputs)
 
-    def flops(self, num_frames: int | None = None, size: int | None = None, token_budget: int | None = None) -> int:
+    def flops(
+        self,
+        num_frames: int | None = None,
+        size: int | None = None,
+        token_budget: int | None = None,
+        dense_embedding: bool = False,
+    ) -> int:
         """Multiply-adds of one clip as the paper counts: embedding of the kept patches, layers, a projector, a head.
 
         Args:
             num_frames: Frames of the clip; the config's by default.
             size: Side of the square frames, in pixels; the config's by default.
             token_budget: As in `forward`.
+            dense_embedding: Count the embedding of every patch, which is what runs: tokens are selected by it.
+
+        Raises:
+            ValueError: the frames are not whole tubelets, the sides not whole patches, or a value is below 1.
         """
         config = self.config
-        height, width = config.image_height_width if size is None else (size, size)
-        grid_frames = (config.num_frames if num_frames is None else num_frames) // config.tubelet_size
-        patches = grid_frames * (height // config.patch_size) * (width // config.patch_size)
-        budget = config.token_budget if token_budget is None else token_budget
+        num_frames = config.num_frames if num_frames is None else as_count("num_frames", num_frames)
+        height, width = config.image_height_width if size is None else (as_count("size", size), size)
+        if num_frames % config.tubelet_size:
+            raise ValueError(f"num_frames must be a multiple of {config.tubelet_size}, got {num_frames}")
+        if height % config.patch_size or width % config.patch_size:
+            raise ValueError(f"size must be a multiple of {config.patch_size}, got {size}")
+        patches = num_frames // config.tubelet_size * (height // config.patch_size) * (width // config.patch_size)
+        budget = config.token_budget if token_budget is None else as_count("token_budget", token_budget)
         kept = patches if budget is None else min(budget, patches)
         tokens, dim = kept + 1, config.hidden_size
-        embedding = kept * dim * config.num_channels * config.tubelet_size * config.patch_size**2
+        embedded = patches if dense_embedding else kept
+        embedding = embedded * dim * config.num_channels * config.tubelet_size * config.patch_size**2
         layer = tokens * dim * (4 * dim + 2 * config.intermediate_size) + 2 * tokens**2 * dim
         pooling = 2 * tokens * dim**2 + 2 * tokens * dim + dim**2 + dim * config.projection_dim
         return embedding + config.num_hidden_layers * layer + pooling + config.projection_dim * config.num_labels

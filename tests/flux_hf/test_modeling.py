@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.flop_counter import FlopCounterMode
 
 from conversion.convert_to_hf import convert
 from conversion.infer_config import ConfigChoices
@@ -61,6 +62,49 @@ def test_flops_are_the_papers(size, expected):
         model = FluxViTForVideoClassification(getattr(FluxViTConfig, size)(num_labels=400))
     found = [model.flops(12, 224, budget) / 1e9 for budget in (512, 1024, 2048, 3072)]
     assert [round(value, 1) for value in found] == expected
+
+
+@pytest.mark.parametrize("size", ["small", "base"])
+@pytest.mark.parametrize(("frames", "side", "budget"), [(12, 224, 512), (8, 168, 1024), (4, 112, 10**6)])
+def test_flops_are_half_of_what_torch_counts_in_a_forward_pass(size, frames, side, budget):
+    config = getattr(FluxViTConfig, size)(num_labels=400)
+    with torch.device("meta"):
+        # Eager: of SDPA on the CPU torch counts nothing.
+        model = FluxViTForVideoClassification._from_config(config, attn_implementation="eager").eval()
+        video = torch.empty(1, frames, 3, side, side)
+    model.requires_grad_(False)  # the counter cannot follow parameters under no_grad
+    with FlopCounterMode(display=False) as counter:
+        model(video, token_budget=budget)
+    assert 2 * model.flops(frames, side, budget, dense_embedding=True) == counter.get_total_flops()
+
+
+def test_flops_of_an_odd_configuration_are_half_of_what_torch_counts():
+    model = tiny_model(tubelet_size=2, num_channels=1, qkv_bias=True, token_budgets=[20, 10], token_budget=10)
+    model.requires_grad_(False).set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        model(clip(1, 8, 1, 56, 56))
+    assert 2 * model.flops(dense_embedding=True) == counter.get_total_flops()
+
+
+def test_dense_embedding_adds_the_patches_that_are_dropped():
+    model = tiny_model()
+    assert model.flops(8, 56, 64, dense_embedding=True) - model.flops(8, 56, 64) == 64 * 588 * 48
+    assert model.flops(8, 56, 128, dense_embedding=True) == model.flops(8, 56, 128)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((3, 56, 8), "num_frames must be a multiple of 2, got 3"),
+        ((0, 56, 8), "num_frames must be a whole number of at least 1, got 0"),
+        ((4, 57, 8), "size must be a multiple of 14, got 57"),
+        ((4, 56.0, 8), "size must be a whole number of at least 1, got 56.0"),
+        ((4, 56, 0), "token_budget must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_flops_of_impossible_clips(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model(tubelet_size=2).flops(*arguments)
 
 
 @pytest.mark.parametrize(
