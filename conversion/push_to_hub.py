@@ -46,14 +46,18 @@ from conversion.model_card import (
     read_json,
 )
 from flux_hf import FluxViTConfig, FluxViTForVideoClassification, FluxViTModel, FluxViTVideoProcessor
-from flux_hf.configuration_fluxvit import save_hub_files
+from flux_hf.configuration_fluxvit import AUTO_MAP, save_hub_files
 
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 # Weights of an earlier commit that would be loaded instead of, or beside, those that are pushed.
 ANY_WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
-SETTINGS = ("config.json", "video_preprocessor_config.json", REPORT_NAME)
+CONFIG_NAME = "config.json"
+PROCESSOR_NAME = "video_preprocessor_config.json"
+SETTINGS = (CONFIG_NAME, PROCESSOR_NAME, REPORT_NAME)
+# Variables that would lead the fresh process to a cache that is not empty, or keep it from the Hub.
+NOT_PASSED_ON = re.compile(r"(HF|HUGGINGFACE|TRANSFORMERS)_.*(CACHE|OFFLINE)")
 CLIP_SCRIPT = Path(__file__).with_name("clip_logits.py")
 
 
@@ -127,9 +131,14 @@ def verify_checkpoint(checkpoint: Path) -> torch.nn.Module:
         PushError: the folder is no checkpoint of ours, its conversion was not verified, its weights do not fit the
             config or are not finite.
     """
-    if not (checkpoint / "config.json").is_file():
-        raise PushError(f"{checkpoint} is not a checkpoint folder: it has no config.json")
-    if read_json(checkpoint / "config.json").get("model_type") != FluxViTConfig.model_type:
+    if not (checkpoint / CONFIG_NAME).is_file():
+        raise PushError(f"{checkpoint} is not a checkpoint folder: it has no {CONFIG_NAME}")
+    if not (checkpoint / PROCESSOR_NAME).is_file():
+        raise PushError(f"{checkpoint} has no video processor: save one there with FluxViTVideoProcessor")
+    for name in (CONFIG_NAME, PROCESSOR_NAME):
+        if read_json(checkpoint / name).get("auto_map") != AUTO_MAP:
+            raise PushError(f"{checkpoint / name} names other source files than flux_hf's: load it and save it again")
+    if read_json(checkpoint / CONFIG_NAME).get("model_type") != FluxViTConfig.model_type:
         raise PushError(f"{checkpoint / 'config.json'} is not a FluxViT's")
     if not (checkpoint / WEIGHTS).is_file() and not (checkpoint / WEIGHTS_INDEX).is_file():
         raise PushError(f"{checkpoint} has no {WEIGHTS}: only safetensors are pushed")
@@ -145,19 +154,18 @@ def verify_checkpoint(checkpoint: Path) -> torch.nn.Module:
     broken = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
     if broken:
         raise PushError(f"NaN or infinite values in {len(broken)} weights of {checkpoint}: {', '.join(broken[:10])}")
-    if not (checkpoint / "video_preprocessor_config.json").is_file():
-        raise PushError(f"{checkpoint} has no video processor: save one there with FluxViTVideoProcessor")
     FluxViTVideoProcessor.from_pretrained(checkpoint)
     return model.eval()
 
 
 def stage(checkpoint: Path, staging: Path, model: torch.nn.Module, max_shard_size: str | None) -> None:
-    """Puts what is pushed, but the card, into the folder `staging`: weights, settings, source files, license texts."""
+    """Puts what is pushed, but the card, into the folder `staging`: weights, settings, source files, license texts.
+
+    The source files are this flux_hf's, which the weights were just loaded with, whatever lies in the folder.
+    """
     staging.mkdir()
     save_hub_files(staging)
-    sources = [checkpoint / path.name for path in staging.iterdir()]
-    names = [path.name for path in sources] if all(path.is_file() for path in sources) else []
-    names += [name for name in SETTINGS if (checkpoint / name).is_file()]
+    names = [name for name in SETTINGS if (checkpoint / name).is_file()]
     names += [path.name for pattern in ("LICENSE*", "NOTICE*") for path in checkpoint.glob(pattern) if path.is_file()]
     for name in names:
         shutil.copyfile(checkpoint / name, staging / name)
@@ -215,7 +223,7 @@ def run_alone(source: str, revision: str | None = None) -> list[float]:
         PushError: the process failed; with its last words.
     """
     with tempfile.TemporaryDirectory(prefix="flux-hf-") as home:
-        environment = {name: value for name, value in os.environ.items() if not name.endswith(("_CACHE", "_OFFLINE"))}
+        environment = {name: value for name, value in os.environ.items() if not NOT_PASSED_ON.fullmatch(name)}
         environment |= {"HF_HOME": home, "HF_HUB_OFFLINE": "0" if revision else "1", "PYTHONWARNINGS": "ignore"}
         if revision and (token := get_token()):
             environment["HF_TOKEN"] = token  # a private repository; HF_HOME is where it would be looked up
@@ -224,7 +232,7 @@ def run_alone(source: str, revision: str | None = None) -> list[float]:
     if finished.returncode != 0:
         where = f"{source} at {revision}" if revision else "the checkpoint"
         reason = (finished.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise PushError(f"{where} does not run in a process without flux_hf: {reason}")
+        raise PushError(f"{where} could not be loaded and run in a process without flux_hf: {reason}")
     return json.loads(finished.stdout.splitlines()[-1])
 
 
@@ -299,6 +307,18 @@ def _is_same(path: Path, remote: RepoFile) -> bool:
     return remote.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
+def keep_remote_card(api: HfApi, target: Target, remote: Remote, changes: Changes) -> bool:
+    """Leaves the repository's card out of the changes where a person wrote it; returns whether that is so."""
+    if CARD_NAME not in changes.send or CARD_NAME not in remote.files:
+        return False
+    with tempfile.TemporaryDirectory(prefix="flux-hf-") as folder:
+        path = api.hf_hub_download(target.repo_id, CARD_NAME, revision=remote.head, local_dir=folder)
+        if MARK in Path(path).read_text(encoding="utf-8"):
+            return False
+    del changes.send[CARD_NAME]
+    return True
+
+
 def check_tag(target: Target, remote: Remote, changes: Changes) -> None:
     """Raises PushError where the tag names another commit already: tags are not moved."""
     if target.tag in remote.tags and (changes or remote.tags[target.tag] != remote.head):
@@ -356,6 +376,8 @@ def push(
         print(f"verified {checkpoint}: weights fit and are finite; {'card made' if made else 'its own card kept'}")
         remote = look_at(api, target, user)
         changes = find_changes(staging, remote)
+        if made and not overwrite_card and keep_remote_card(api, target, remote, changes):
+            print(f"the repository's own {CARD_NAME} is kept: --overwrite-card replaces it")
         check_tag(target, remote, changes)
         expected = run_alone(str(staging))
         print("\n".join(describe(target, remote, changes)))

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -158,8 +159,7 @@ class LocalHub:
         class BoundHandler(Handler):
             local_hub = hub
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), BoundHandler)
-        self.server.daemon_threads = True
+        self.server = Server(("127.0.0.1", 0), BoundHandler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
@@ -446,6 +446,15 @@ ROUTES: list[tuple[str, str, Callable]] = [
     ("POST", "/lfs-verify", LocalHub.verify_object),
     ("GET|HEAD", f"/{REPO}/resolve/([^/]+)/(.+)", LocalHub.download),
 ]
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address) -> None:
+        """Says nothing of clients that go away: they are killed here on purpose."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class Handler(BaseHTTPRequestHandler):
