@@ -34,7 +34,7 @@ METRIC_TYPES = {
     "top5": ("accuracy", "top-5"),
     "mean_average_precision": ("mean_average_precision", "mAP"),
 }
-POINT_FIELDS = ("num_frames", "size", "token_budget", "gflops_per_view", "clips_counted")
+POINT_FIELDS = ("num_frames", "size", "token_budget", "kept_tokens", "gflops_per_view", "clips_counted")
 # Of `training_arguments.json`, what makes the model and tells nothing of the machine it was trained on.
 RECIPE_FIELDS = (
     "objective alignment_weight token_budgets sampling frames sizes token_window independent_shapes augmentation "
@@ -163,7 +163,9 @@ def read_metrics(path: str | os.PathLike, model: FluxViTForVideoClassification) 
                 f"{path} was measured on another model: {point['gflops_per_view']:.4g} GFLOPs at "
                 f"{point['num_frames']}x{point['size']}@{point['token_budget']}, this one has {cost:.4g}"
             )
-    return metrics
+    # a point without a budget was measured at the model's default one
+    known = [{**point, "token_budget": point["token_budget"] or point["kept_tokens"]} for point in points]
+    return {**metrics, "points": sorted(known, key=lambda point: -point["gflops_per_view"])}
 
 
 def eval_results(metrics: dict[str, Any], facts: CardFacts) -> list[EvalResult]:
@@ -173,8 +175,9 @@ def eval_results(metrics: dict[str, Any], facts: CardFacts) -> list[EvalResult]:
     results = []
     for point in metrics["points"]:
         arguments = {name: point[name] for name in ("num_frames", "size", "token_budget")} | views
-        for key in METRIC_TYPES.keys() & point.keys():
-            metric_type, title = METRIC_TYPES[key]
+        for key, (metric_type, title) in METRIC_TYPES.items():
+            if key not in point:
+                continue
             result = EvalResult(
                 task_type="video-classification",
                 dataset_type=name,
@@ -186,7 +189,7 @@ def eval_results(metrics: dict[str, Any], facts: CardFacts) -> list[EvalResult]:
                 metric_args=arguments,
             )
             results.append(result)
-    return sorted(results, key=lambda result: (-result.metric_args["token_budget"], result.metric_name))
+    return results
 
 
 def make_card(checkpoint: Path, config: FluxViTConfig, facts: CardFacts) -> ModelCard:
@@ -325,7 +328,8 @@ def training_section(checkpoint: Path, facts: CardFacts) -> str:
             return "Not trained here: weights converted from a checkpoint (see Origin), whose authors say how."
         return "Not recorded in the checkpoint."
     recipe = read_json(path)
-    used = {name: recipe[name] for name in RECIPE_FIELDS.split() if recipe.get(name) not in (None, False, [])}
+    given = {name: recipe.get(name) for name in RECIPE_FIELDS.split()}
+    used = {name: value for name, value in given.items() if value is not None and value is not False}
     lines = ["Fine-tuned with flux-hf's `training.finetune`:", "", "| flag | value |", "|---|---|"]
     lines += [f"| `{name}` | {_cell(value)} |" for name, value in used.items()]
     results = checkpoint / "all_results.json"
