@@ -32,6 +32,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
+from safetensors import SafetensorError
 
 from conversion.convert_to_hf import REPORT_NAME, sha256
 from conversion.model_card import (
@@ -98,12 +99,14 @@ class Remote:
 
     Args:
         exists: Whether there is such a repository.
-        head: Commit of the revision; None where there is none yet.
+        has_revision: Whether it has the revision; one that it lacks begins as a copy of main.
+        head: Commit that the new one follows; None in a repository to be made.
         files: Path -> file of that commit.
         tags: Name -> commit.
     """
 
     exists: bool = False
+    has_revision: bool = False
     head: str | None = None
     files: dict[str, RepoFile] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
@@ -147,7 +150,11 @@ def verify_checkpoint(checkpoint: Path) -> torch.nn.Module:
         raise PushError(f"{report} says that the conversion was not verified: convert the checkpoint again")
     config = FluxViTConfig.from_pretrained(checkpoint)
     model_class = FluxViTForVideoClassification if is_classifier(config) else FluxViTModel
-    model, loading = model_class.from_pretrained(checkpoint, output_loading_info=True, use_safetensors=True)
+    weight_files(checkpoint)
+    try:
+        model, loading = model_class.from_pretrained(checkpoint, output_loading_info=True, use_safetensors=True)
+    except (SafetensorError, RuntimeError) as error:  # not whole, or of other shapes
+        raise PushError(f"the weights of {checkpoint} cannot be loaded: {error}") from error
     problems = [f"{kind}: {', '.join(map(str, sorted(keys)))}" for kind, keys in loading.items() if keys]
     if problems:
         raise PushError(f"the weights of {checkpoint} do not fit its config; {'; '.join(problems)}")
@@ -185,6 +192,9 @@ def weight_files(checkpoint: Path) -> list[Path]:
         return [checkpoint / WEIGHTS]
     index = checkpoint / WEIGHTS_INDEX
     shards = [checkpoint / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+    outside = [path for path in shards if path.parent != checkpoint]
+    if outside:
+        raise PushError(f"{index} names files outside its folder: {', '.join(map(str, outside))}")
     missing = [path.name for path in shards if not path.is_file()]
     if missing:
         raise PushError(f"{index} names shards that are not there: {', '.join(missing)}")
@@ -206,13 +216,22 @@ def write_card(checkpoint: Path, staging: Path, config: FluxViTConfig, facts: Ca
         Whether it was made.
 
     Raises:
-        ValueError: the folder's own cannot be read or states no license, or none can be made.
+        ValueError: the folder's own cannot be read, states no license or not what `facts` do; or none can be made.
     """
     own = checkpoint / CARD_NAME
     text = own.read_text(encoding="utf-8") if own.is_file() else MARK
     made = overwrite or MARK in text
-    card = make_card(checkpoint, config, facts) if made else parse_card(text, str(own))
-    (staging / CARD_NAME).write_text(str(card) if made else text, encoding="utf-8")
+    if made:
+        text = str(make_card(checkpoint, config, facts))
+    else:
+        data = parse_card(text, str(own)).data.to_dict()
+        given = {name: value for name, value in vars(facts).items() if value and name != "repo_id"}
+        unsaid = [f"--{name.replace('_', '-')}" for name, value in given.items() if data.get(name) != value]
+        if unsaid:
+            raise PushError(
+                f"{own} is kept as it is and does not say {', '.join(unsaid)}: --overwrite-card makes another"
+            )
+    (staging / CARD_NAME).write_text(text, encoding="utf-8")
     return made
 
 
@@ -267,14 +286,17 @@ def look_at(api: HfApi, target: Target, user: dict) -> Remote:
     if not target.create_pr:
         api.auth_check(target.repo_id, write=True)
     tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(target.repo_id).tags}
-    try:
-        head = api.repo_info(target.repo_id, revision=target.revision).sha
-    except RevisionNotFoundError:
-        if target.revision.startswith("refs/"):
-            raise PushError(f"{target.repo_id} has no {target.revision}") from None
-        return Remote(True, None, {}, tags)
+    has_revision, head = True, info.sha
+    if target.revision != constants.DEFAULT_REVISION:
+        try:
+            head = api.repo_info(target.repo_id, revision=target.revision).sha
+        except RevisionNotFoundError:
+            has_revision = False
+            if target.revision.startswith("refs/"):
+                raise PushError(f"{target.repo_id} has no {target.revision}") from None
     entries = api.list_repo_tree(target.repo_id, recursive=True, revision=head)
-    return Remote(True, head, {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}, tags)
+    files = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+    return Remote(True, has_revision, head, files, tags)
 
 
 def _look_for_new(api: HfApi, target: Target, user: dict) -> Remote:
@@ -333,8 +355,8 @@ def send(api: HfApi, target: Target, remote: Remote, changes: Changes) -> tuple[
     """
     if not remote.exists:
         api.create_repo(target.repo_id, private=target.private or None, exist_ok=True)
-    if remote.head is None and target.revision != constants.DEFAULT_REVISION:
-        api.create_branch(target.repo_id, branch=target.revision, exist_ok=True)
+    if not remote.has_revision and target.revision != constants.DEFAULT_REVISION:
+        api.create_branch(target.repo_id, branch=target.revision, revision=remote.head, exist_ok=True)
     if not changes:
         return remote.head, f"{api.endpoint}/{target.repo_id}/commit/{remote.head}"
     operations = [CommitOperationAdd(name, path) for name, path in changes.send.items()]

@@ -133,7 +133,7 @@ def test_a_stranger_gets_the_logits_of_before_the_push(hub, client, checkpoint, 
     environment = hub.environment(tmp_path)
     faults.append(Fault("GET .*/model.safetensors", cut_response=100_000))  # the download goes on where it was cut
     before = printed(stranger(environment, tmp_path / "before", str(checkpoint), clip))
-    result = client.run("command", str(checkpoint), "tiny", "--license", "apache-2.0", "--tag", "v1.0")
+    result = client.run("command", str(checkpoint), "tiny", "--license", "apache-2.0", "--tag", "v1.0", "--private")
     assert result.status == 0, result.errors
     after = printed(stranger(environment, tmp_path / "after", "tester/tiny", clip))
     assert after == before
@@ -141,6 +141,7 @@ def test_a_stranger_gets_the_logits_of_before_the_push(hub, client, checkpoint, 
 
     repository = hub.repository("tester/tiny")
     assert list(repository.titles.values()) == ["initial commit", "Upload FluxViT checkpoint"]
+    assert repository.private
     assert set(repository.contents()) == PUSHED | SOURCE_FILES
     assert repository.contents()["model.safetensors"] == (checkpoint / "model.safetensors").read_bytes()
     assert repository.tags == {"v1.0": repository.branches["main"]}
@@ -199,6 +200,24 @@ def test_a_branch_is_made_and_main_left_as_it_was(hub, client, staged):
     repository = hub.repository("tester/branched")
     assert repository.contents() == {} and repository.contents("small/v2") == contents_of(staged)
     assert repository.titles[repository.branches["small/v2"]] == "Smaller"
+
+
+def test_a_new_branch_does_not_keep_the_weights_of_main(hub, client, staged, staged_in_shards):
+    target = {"repo_id": "tester/two-layouts"}
+    assert client.run("send", str(staged), target).status == 0
+    assert client.run("send", str(staged_in_shards), {**target, "revision": "shards"}).status == 0
+    repository = hub.repository("tester/two-layouts")
+    assert repository.contents() == contents_of(staged)
+    assert repository.contents("shards") == contents_of(staged_in_shards)
+
+
+def test_a_pull_request_can_be_added_to(hub, client, staged, staged_in_shards):
+    repository = hub.add_repository("tester/asked")
+    assert client.run("send", str(staged), {"repo_id": "tester/asked", "create_pr": True}).status == 0
+    again = client.run("send", str(staged_in_shards), {"repo_id": "tester/asked", "revision": "refs/pr/1"})
+    assert again.status == 0, again.errors
+    assert list(repository.branches) == ["main", "refs/pr/1"]
+    assert repository.contents("refs/pr/1") == contents_of(staged_in_shards)
 
 
 def test_shards_replace_the_single_file_and_back(hub, client, staged, staged_in_shards):
@@ -279,8 +298,8 @@ def test_a_push_killed_at_any_request_leaves_old_or_new_and_can_be_finished(
         if not cut_and_finish(hub, client, fault, staged, staged_in_shards, name):
             break
         requests = index
-    # whoami, repository, permission, refs, revision, files; card, modes, objects, 2 x (file, check), commit
-    assert requests == 14
+    # whoami, repository, permission, refs, files; card, modes, objects, 2 x (file, check), commit
+    assert requests == 13
 
 
 def test_a_push_killed_in_the_middle_of_a_file(hub, client, staged, staged_in_shards, faults):
@@ -415,7 +434,7 @@ def test_options_that_exclude_each_other(flags, message):
 
 
 def test_a_tag_is_not_moved(staged):
-    remote = Remote(exists=True, head="b" * 40, tags={"v1": "a" * 40, "v2": "b" * 40})
+    remote = Remote(exists=True, has_revision=True, head="b" * 40, tags={"v1": "a" * 40, "v2": "b" * 40})
     nothing = find_changes(staged, remote)
     nothing.send.clear()
     for tag in ("v2", "v3"):
@@ -452,6 +471,11 @@ def change_weights(folder: Path, change) -> None:
         (lambda folder: change_json(folder / "config.json", architectures=["Other"]), "got \\['Other'\\]"),
         (lambda folder: change_weights(folder, lambda t: t.pop("fc_norm.weight")), "missing_keys: fc_norm.weight"),
         (lambda folder: change_weights(folder, lambda t: t.update(more=torch.ones(1))), "unexpected_keys: more"),
+        (
+            lambda folder: change_weights(folder, lambda t: t.update({"fc_norm.bias": torch.ones(2)})),
+            "cannot be loaded",
+        ),
+        (lambda folder: os.truncate(folder / "model.safetensors", 100_000), "cannot be loaded"),
         (lambda folder: change_weights(folder, lambda t: t["fc_norm.bias"].fill_(torch.nan)), "NaN or infinite"),
     ],
 )
@@ -464,7 +488,10 @@ def test_checkpoints_that_are_not_pushed(copied, spoil, message):
 def test_a_missing_shard_is_named(staged_in_shards, tmp_path):
     folder = Path(shutil.copytree(staged_in_shards, tmp_path / "shards"))
     next(folder.glob("*-00002-of-*")).unlink()
-    with pytest.raises((ValueError, OSError), match="00002-of"):
+    with pytest.raises(PushError, match="shards that are not there: model-00002-of-00002"):
+        verify_checkpoint(folder)
+    change_json(folder / "model.safetensors.index.json", weight_map={"x": "../model.safetensors"})
+    with pytest.raises(PushError, match="names files outside its folder"):
         verify_checkpoint(folder)
 
 
@@ -489,6 +516,9 @@ def test_the_folders_own_card_is_kept_unless_it_is_to_be_overwritten(copied, tmp
     target.mkdir()
     assert not write_card(copied, target, config, CardFacts("tester/x"), overwrite=False)
     assert (target / "README.md").read_text() == own
+    assert not write_card(copied, target, config, CardFacts("tester/x", "cc-by-4.0"), overwrite=False)
+    with pytest.raises(PushError, match="does not say --license, --datasets: --overwrite-card"):
+        write_card(copied, target, config, CardFacts("tester/x", "mit", datasets=["a/b"]), overwrite=False)
     assert write_card(copied, target, config, CardFacts("tester/x"), overwrite=True)
     made = (target / "README.md").read_text()
     assert MARK in made and "license: cc-by-4.0" in made  # the license that the checkpoint stated

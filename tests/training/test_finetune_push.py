@@ -4,6 +4,9 @@ import pytest
 from local_hub import LocalHub
 from training_runs import flags, launch, write_data
 
+from conversion.model_card import CardFacts, make_card
+from conversion.push_to_hub import verify_checkpoint
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
@@ -28,6 +31,11 @@ def test_the_model_is_pushed_in_one_commit_without_the_checkpoints(data, tmp_pat
     assert not [name for name in contents if name.startswith(("checkpoint-", "."))]
     for name, content in contents.items():
         assert content == (tmp_path / "out" / name).read_bytes()
+
+    model = verify_checkpoint(tmp_path / "out")
+    card = make_card(tmp_path / "out", model.config, CardFacts("tester/trained", "mit"))
+    assert "| `objective` | multi |" in card.text and "2 optimiser steps" in card.text
+    assert str(data) not in card.text
 
 
 def test_a_token_that_may_not_write_stops_the_run_before_the_first_step(data, tmp_path):
