@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -390,7 +390,7 @@ def push(
     api = HfApi()
     model = verify_checkpoint(checkpoint)
     repo_id, user = full_repo_id(api, target.repo_id)
-    target, facts = _with_name(target, repo_id), _with_name(facts, repo_id)
+    target, facts = replace(target, repo_id=repo_id), replace(facts, repo_id=repo_id)
     with tempfile.TemporaryDirectory(prefix="flux-hf-") as folder:
         staging = Path(folder) / "checkpoint"
         stage(checkpoint, staging, model, max_shard_size)
@@ -414,10 +414,6 @@ def push(
     if target.tag and target.tag not in remote.tags:
         api.create_tag(repo_id, tag=target.tag, revision=commit)
         print(f"tagged {target.tag}")
-
-
-def _with_name(holder: Target | CardFacts, repo_id: str):
-    return type(holder)(**{**vars(holder), "repo_id": repo_id})
 
 
 def describe(target: Target, remote: Remote, changes: Changes) -> list[str]:

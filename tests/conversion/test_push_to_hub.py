@@ -24,6 +24,7 @@ from conversion.push_to_hub import (
     check_tag,
     find_changes,
     main,
+    run_alone,
     stage,
     verify_checkpoint,
     write_card,
@@ -506,6 +507,8 @@ def test_a_checkpoint_without_conversion_is_verified_there_and_then(tmp_path, mo
     assert "No conversion: the checkpoint was loaded strictly" in card
     tag = "video-classification" if model_class is FluxViTForVideoClassification else "feature-extraction"
     assert f"pipeline_tag: {tag}" in card
+    size = config.num_labels if model_class is FluxViTForVideoClassification else config.projection_dim
+    assert len(run_alone(str(folder))) == size
 
 
 def test_the_folders_own_card_is_kept_unless_it_is_to_be_overwritten(copied, tmp_path):
