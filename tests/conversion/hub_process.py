@@ -140,6 +140,16 @@ def push_objects(checkpoint: str) -> int:
     return 0
 
 
+def snapshot(repo_id: str, revision: str) -> int:
+    from huggingface_hub import snapshot_download
+
+    print(snapshot_download(repo_id, revision=revision))
+    return 0
+
+
+JOBS = {"command": command, "send": send_staged, "objects": push_objects, "snapshot": snapshot}
+
+
 def work(order: dict) -> None:
     """Does a job in this process, which was forked for it, and ends it."""
     status = 1
@@ -148,7 +158,7 @@ def work(order: dict) -> None:
     try:
         for name, value in order["environment"].items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
-        status = {"command": command, "send": send_staged, "objects": push_objects}[order["job"]](*order["arguments"])
+        status = JOBS[order["job"]](*order["arguments"])
     except BaseException:
         traceback.print_exc()
     finally:

@@ -219,6 +219,10 @@ def test_a_pull_request_can_be_added_to(hub, client, staged, staged_in_shards):
     assert again.status == 0, again.errors
     assert list(repository.branches) == ["main", "refs/pr/1"]
     assert repository.contents("refs/pr/1") == contents_of(staged_in_shards)
+    for revision in ("refs/pr/1", repository.branches["refs/pr/1"]):
+        result = client.run("snapshot", "tester/asked", revision)
+        assert result.status == 0, result.errors
+        assert contents_of(Path(result.output.strip())) == contents_of(staged_in_shards)
 
 
 def test_shards_replace_the_single_file_and_back(hub, client, staged, staged_in_shards):
