@@ -26,7 +26,7 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, ProjectConfiguration, gather_object, set_seed
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, HfApi
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -600,16 +600,23 @@ def finish(run: Run) -> dict[str, Any]:
     return results
 
 
-def push(run: Run) -> None:
-    """Uploads the output folder's own files: the model, not the checkpoints."""
-    args = run.args
-    hub = HfApi(token=args.hub_token)
+def open_repository(args: FinetuneArguments) -> str:
+    """Makes the Hub repository where missing and returns its id."""
     name = args.hub_model_id or Path(args.output_dir).absolute().name
-    repository = hub.create_repo(name, private=args.hub_private_repo, exist_ok=True).repo_id
-    hub.upload_folder(
-        repo_id=repository,
-        folder_path=args.output_dir,
-        ignore_patterns=["checkpoint-*", ".*"],
+    return HfApi(token=args.hub_token).create_repo(name, private=args.hub_private_repo, exist_ok=True).repo_id
+
+
+def push(run: Run) -> None:
+    """Uploads the output folder's own files in one commit: the model, not the checkpoints."""
+    repository = open_repository(run.args)
+    names = [path.relative_to(run.output_dir) for path in sorted(run.output_dir.rglob("*")) if path.is_file()]
+    HfApi(token=run.args.hub_token).create_commit(
+        repository,
+        [
+            CommitOperationAdd(name.as_posix(), run.output_dir / name)
+            for name in names
+            if not any(part.startswith((".", "checkpoint-")) for part in name.parts)
+        ],
         commit_message="Model fine-tuned with flux-hf",
     )
     logger.info(f"pushed to {repository}")
@@ -640,6 +647,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     run = build_run(args, accelerator)
     if run.state.progress.step == 0:
         set_seed(args.seed, device_specific=True)  # every process drops its own paths
+    if args.push_to_hub and accelerator.is_main_process:
+        open_repository(args)  # a token that may not write is an error now, not after the last step
     if accelerator.log_with:
         settings = {key: value for key, value in asdict(args).items() if isinstance(value, (int, float, str))}
         accelerator.init_trackers(args.run_name, {key: value for key, value in settings.items() if key != "hub_token"})

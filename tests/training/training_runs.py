@@ -74,12 +74,17 @@ def command(arguments: list[str], processes: int = 1, module: str = "training.fi
     return [sys.executable, "-m", *launch.split(), *arguments]
 
 
-def launch(arguments: list[str], processes: int = 1, module: str = "training.finetune") -> str:
-    """Runs to the end and returns what it logged."""
+def launch(
+    arguments: list[str],
+    processes: int = 1,
+    module: str = "training.finetune",
+    environment: dict[str, str] | None = None,
+) -> str:
+    """Runs to the end and returns what it logged; `environment` replaces variables."""
     run = subprocess.run(
         command(arguments, processes, module),
         cwd=REPOSITORY,
-        env=ENVIRONMENT,
+        env={**ENVIRONMENT, **(environment or {})},
         capture_output=True,
         text=True,
         timeout=500,

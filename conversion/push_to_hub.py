@@ -1,0 +1,485 @@
+# Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
+"""Puts a checkpoint on the Hugging Face Hub in one commit, with its code and a model card, and checks what arrived.
+
+    python -m conversion.push_to_hub CHECKPOINT USER/NAME --license LICENSE
+
+CHECKPOINT is a folder of `conversion.convert_to_hf`, `training.finetune` or `save_pretrained`. It is verified first: a
+conversion must have passed its own verification, the weights must fit the model and be finite, and a process without
+flux_hf must be able to run a clip. Then weights, config, video processor, source files and card go up in one commit
+(or pull request), that commit is downloaded into an empty cache, and the clip must give the same logits bit by bit. A
+push that was cut short has left the repository as it was or whole; the same command finishes it.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HTTPError,
+    LocalTokenNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.hf_api import RepoFile
+from safetensors import SafetensorError
+
+from conversion.convert_to_hf import REPORT_NAME, sha256
+from conversion.model_card import (
+    CARD_NAME,
+    MARK,
+    CardFacts,
+    add_card_arguments,
+    card_facts,
+    is_classifier,
+    make_card,
+    parse_card,
+    read_json,
+)
+from flux_hf import FluxViTConfig, FluxViTForVideoClassification, FluxViTModel, FluxViTVideoProcessor
+from flux_hf.configuration_fluxvit import AUTO_MAP, save_hub_files
+
+
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+# Weights of an earlier commit that would be loaded instead of, or beside, those that are pushed.
+ANY_WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+CONFIG_NAME = "config.json"
+PROCESSOR_NAME = "video_preprocessor_config.json"
+SETTINGS = (CONFIG_NAME, PROCESSOR_NAME, REPORT_NAME)
+# Variables that would lead the fresh process to a cache that is not empty, or keep it from the Hub.
+NOT_PASSED_ON = re.compile(r"(HF|HUGGINGFACE|TRANSFORMERS)_.*(CACHE|OFFLINE)")
+CLIP_SCRIPT = Path(__file__).with_name("clip_logits.py")
+
+
+class PushError(ValueError):
+    """The checkpoint is not, or not verifiably, on the Hub; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a checkpoint goes.
+
+    Args:
+        repo_id: "user/name".
+        revision: Branch, made if missing; or refs/pr/N, a pull request to add to.
+        create_pr: Open a pull request instead of committing.
+        private: Make the repository private.
+        commit_message: First line of the commit.
+        tag: Name given to the commit once it is verified.
+    """
+
+    repo_id: str
+    revision: str = constants.DEFAULT_REVISION
+    create_pr: bool = False
+    private: bool = False
+    commit_message: str = "Upload FluxViT checkpoint"
+    tag: str | None = None
+
+    def __post_init__(self):
+        if self.create_pr and self.revision != constants.DEFAULT_REVISION:
+            raise ValueError(f"--create-pr opens a pull request to main: not with --revision {self.revision}")
+        if self.create_pr and self.tag:
+            raise ValueError(f"--tag {self.tag} names what is published: not with --create-pr")
+
+
+@dataclass
+class Remote:
+    """What the repository holds at the revision, before the push.
+
+    Args:
+        exists: Whether there is such a repository.
+        has_revision: Whether it has the revision; one that it lacks begins as a copy of main.
+        head: Commit that the new one follows; None in a repository to be made.
+        files: Path -> file of that commit.
+        tags: Name -> commit.
+    """
+
+    exists: bool = False
+    has_revision: bool = False
+    head: str | None = None
+    files: dict[str, RepoFile] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Changes:
+    """What a commit would do: files to send, paths to delete; `same` is on the Hub already."""
+
+    send: dict[str, Path]
+    delete: list[str]
+    same: list[str]
+
+    def __bool__(self) -> bool:
+        return bool(self.send or self.delete)
+
+
+# The checkpoint ------------------------------------------------------------------------------------------------------
+
+
+def verify_checkpoint(checkpoint: Path) -> torch.nn.Module:
+    """The model of a folder, strictly loaded.
+
+    Raises:
+        PushError: the folder is no checkpoint of ours, its conversion was not verified, its weights do not fit the
+            config or are not finite.
+    """
+    if not (checkpoint / CONFIG_NAME).is_file():
+        raise PushError(f"{checkpoint} is not a checkpoint folder: it has no {CONFIG_NAME}")
+    if not (checkpoint / PROCESSOR_NAME).is_file():
+        raise PushError(f"{checkpoint} has no video processor: save one there with FluxViTVideoProcessor")
+    for name in (CONFIG_NAME, PROCESSOR_NAME):
+        if read_json(checkpoint / name).get("auto_map") != AUTO_MAP:
+            raise PushError(f"{checkpoint / name} names other source files than flux_hf's: load it and save it again")
+    if read_json(checkpoint / CONFIG_NAME).get("model_type") != FluxViTConfig.model_type:
+        raise PushError(f"{checkpoint / 'config.json'} is not a FluxViT's")
+    if not (checkpoint / WEIGHTS).is_file() and not (checkpoint / WEIGHTS_INDEX).is_file():
+        raise PushError(f"{checkpoint} has no {WEIGHTS}: only safetensors are pushed")
+    report = checkpoint / REPORT_NAME
+    if report.is_file() and read_json(report).get("verified") is not True:
+        raise PushError(f"{report} says that the conversion was not verified: convert the checkpoint again")
+    config = FluxViTConfig.from_pretrained(checkpoint)
+    model_class = FluxViTForVideoClassification if is_classifier(config) else FluxViTModel
+    weight_files(checkpoint)
+    try:
+        model, loading = model_class.from_pretrained(checkpoint, output_loading_info=True, use_safetensors=True)
+    except (SafetensorError, RuntimeError) as error:  # not whole, or of other shapes
+        raise PushError(f"the weights of {checkpoint} cannot be loaded: {error}") from error
+    problems = [f"{kind}: {', '.join(map(str, sorted(keys)))}" for kind, keys in loading.items() if keys]
+    if problems:
+        raise PushError(f"the weights of {checkpoint} do not fit its config; {'; '.join(problems)}")
+    broken = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise PushError(f"NaN or infinite values in {len(broken)} weights of {checkpoint}: {', '.join(broken[:10])}")
+    FluxViTVideoProcessor.from_pretrained(checkpoint)
+    return model.eval()
+
+
+def stage(checkpoint: Path, staging: Path, model: torch.nn.Module, max_shard_size: str | None) -> None:
+    """Puts what is pushed, but the card, into the folder `staging`: weights, settings, source files, license texts.
+
+    The source files are this flux_hf's, which the weights were just loaded with, whatever lies in the folder.
+    """
+    staging.mkdir()
+    save_hub_files(staging)
+    names = [name for name in SETTINGS if (checkpoint / name).is_file()]
+    names += [path.name for pattern in ("LICENSE*", "NOTICE*") for path in checkpoint.glob(pattern) if path.is_file()]
+    for name in names:
+        shutil.copyfile(checkpoint / name, staging / name)
+    if max_shard_size is None:
+        for path in weight_files(checkpoint):
+            _link(path, staging / path.name)
+        return
+    with tempfile.TemporaryDirectory(dir=staging.parent) as shards:
+        model.save_pretrained(shards, max_shard_size=max_shard_size)
+        for path in weight_files(Path(shards)):
+            os.replace(path, staging / path.name)
+
+
+def weight_files(checkpoint: Path) -> list[Path]:
+    """The file of the weights, or the index and the shards it names. Raises PushError for a missing shard."""
+    if (checkpoint / WEIGHTS).is_file():
+        return [checkpoint / WEIGHTS]
+    index = checkpoint / WEIGHTS_INDEX
+    shards = [checkpoint / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+    outside = [path for path in shards if path.parent != checkpoint]
+    if outside:
+        raise PushError(f"{index} names files outside its folder: {', '.join(map(str, outside))}")
+    missing = [path.name for path in shards if not path.is_file()]
+    if missing:
+        raise PushError(f"{index} names shards that are not there: {', '.join(missing)}")
+    return [index, *shards]
+
+
+def _link(source: Path, target: Path) -> None:
+    """A symbolic link, or a copy where the system allows none."""
+    try:
+        target.symlink_to(source.absolute())
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def write_card(checkpoint: Path, staging: Path, config: FluxViTConfig, facts: CardFacts, overwrite: bool) -> bool:
+    """Puts the card into `staging`: the folder's own, or one made from the checkpoint.
+
+    Returns:
+        Whether it was made.
+
+    Raises:
+        ValueError: the folder's own cannot be read, states no license or not what `facts` do; or none can be made.
+    """
+    own = checkpoint / CARD_NAME
+    text = own.read_text(encoding="utf-8") if own.is_file() else MARK
+    made = overwrite or MARK in text
+    if made:
+        text = str(make_card(checkpoint, config, facts))
+    else:
+        data = parse_card(text, str(own)).data.to_dict()
+        given = {name: value for name, value in vars(facts).items() if value and name != "repo_id"}
+        unsaid = [f"--{name.replace('_', '-')}" for name, value in given.items() if data.get(name) != value]
+        if unsaid:
+            raise PushError(
+                f"{own} is kept as it is and does not say {', '.join(unsaid)}: --overwrite-card makes another"
+            )
+    (staging / CARD_NAME).write_text(text, encoding="utf-8")
+    return made
+
+
+def run_alone(source: str, revision: str | None = None) -> list[float]:
+    """The output for a fixed clip in a new process without flux_hf and with an empty cache.
+
+    Raises:
+        PushError: the process failed; with its last words.
+    """
+    with tempfile.TemporaryDirectory(prefix="flux-hf-") as home:
+        environment = {name: value for name, value in os.environ.items() if not NOT_PASSED_ON.fullmatch(name)}
+        environment |= {"HF_HOME": home, "HF_HUB_OFFLINE": "0" if revision else "1", "PYTHONWARNINGS": "ignore"}
+        if revision and (token := get_token()):
+            environment["HF_TOKEN"] = token  # a private repository; HF_HOME is where it would be looked up
+        command = [sys.executable, str(CLIP_SCRIPT), source, *([revision] if revision else [])]
+        finished = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True)
+    if finished.returncode != 0:
+        where = f"{source} at {revision}" if revision else "the checkpoint"
+        reason = (finished.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise PushError(f"{where} could not be loaded and run in a process without flux_hf: {reason}")
+    return json.loads(finished.stdout.splitlines()[-1])
+
+
+# The Hub -------------------------------------------------------------------------------------------------------------
+
+
+def full_repo_id(api: HfApi, repo_id: str) -> tuple[str, dict]:
+    """The repository's name with its namespace, and who is asking.
+
+    Raises:
+        PushError: the token may only read. LocalTokenNotFoundError, HfHubHTTPError: there is none, or it is wrong.
+    """
+    user = api.whoami()
+    role = user.get("auth", {}).get("accessToken", {}).get("role")
+    if role == "read":
+        raise PushError("the token may only read: make one that may write at https://huggingface.co/settings/tokens")
+    return repo_id if "/" in repo_id else f"{user['name']}/{repo_id}", user
+
+
+def look_at(api: HfApi, target: Target, user: dict) -> Remote:
+    """The repository as it is; nothing is changed.
+
+    Raises:
+        PushError: it cannot be pushed to in the way asked for.
+    """
+    try:
+        info = api.repo_info(target.repo_id)
+    except RepositoryNotFoundError:
+        return _look_for_new(api, target, user)
+    if target.private and not info.private:
+        raise PushError(f"{target.repo_id} exists and is public: --private cannot hide it, its settings page can")
+    if not target.create_pr:
+        api.auth_check(target.repo_id, write=True)
+    tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(target.repo_id).tags}
+    has_revision, head = True, info.sha
+    if target.revision != constants.DEFAULT_REVISION:
+        try:
+            head = api.repo_info(target.repo_id, revision=target.revision).sha
+        except RevisionNotFoundError:
+            has_revision = False
+            if target.revision.startswith("refs/"):
+                raise PushError(f"{target.repo_id} has no {target.revision}") from None
+    entries = api.list_repo_tree(target.repo_id, recursive=True, revision=head)
+    files = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+    return Remote(True, has_revision, head, files, tags)
+
+
+def _look_for_new(api: HfApi, target: Target, user: dict) -> Remote:
+    for repo_type in ("dataset", "space"):
+        if api.repo_exists(target.repo_id, repo_type=repo_type):
+            raise PushError(f"{target.repo_id} is a {repo_type} on the Hub, not a model: choose another name")
+    if target.create_pr:
+        raise PushError(f"--create-pr needs a repository, and {target.repo_id} does not exist (or is not yours to see)")
+    namespace = target.repo_id.split("/")[0]
+    allowed = [user["name"], *(organization["name"] for organization in user.get("orgs", []))]
+    if namespace not in allowed:
+        raise PushError(f"no permission: {user['name']} cannot create repositories of {namespace!r}, only of {allowed}")
+    return Remote()
+
+
+def find_changes(staging: Path, remote: Remote) -> Changes:
+    """What differs between the staged files and the repository's."""
+    files = {path.name: path for path in sorted(staging.iterdir())}
+    same = [name for name, path in files.items() if name in remote.files and _is_same(path, remote.files[name])]
+    stale = [path for path in remote.files if ANY_WEIGHTS.fullmatch(path) and path not in files]
+    return Changes({name: path for name, path in files.items() if name not in same}, sorted(stale), same)
+
+
+def _is_same(path: Path, remote: RepoFile) -> bool:
+    if path.stat().st_size != remote.size:
+        return False
+    if remote.lfs is not None:
+        return remote.lfs.sha256 == sha256(path)
+    content = path.read_bytes()
+    return remote.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def keep_remote_card(api: HfApi, target: Target, remote: Remote, changes: Changes) -> bool:
+    """Leaves the repository's card out of the changes where a person wrote it; returns whether that is so."""
+    if CARD_NAME not in changes.send or CARD_NAME not in remote.files:
+        return False
+    with tempfile.TemporaryDirectory(prefix="flux-hf-") as folder:
+        path = api.hf_hub_download(target.repo_id, CARD_NAME, revision=remote.head, local_dir=folder)
+        if MARK in Path(path).read_text(encoding="utf-8"):
+            return False
+    del changes.send[CARD_NAME]
+    return True
+
+
+def check_tag(target: Target, remote: Remote, changes: Changes) -> None:
+    """Raises PushError where the tag names another commit already: tags are not moved."""
+    if target.tag in remote.tags and (changes or remote.tags[target.tag] != remote.head):
+        raise PushError(f"{target.repo_id} has a tag {target.tag} of another commit: choose a new one")
+
+
+def send(api: HfApi, target: Target, remote: Remote, changes: Changes) -> tuple[str, str]:
+    """Makes repository and branch where missing, and the commit. Large files that had arrived are not sent again.
+
+    Returns:
+        The commit's hash, and the address of commit or pull request.
+    """
+    if not remote.exists:
+        api.create_repo(target.repo_id, private=target.private or None, exist_ok=True)
+    if not remote.has_revision and target.revision != constants.DEFAULT_REVISION:
+        api.create_branch(target.repo_id, branch=target.revision, revision=remote.head, exist_ok=True)
+    if not changes:
+        return remote.head, f"{api.endpoint}/{target.repo_id}/commit/{remote.head}"
+    operations = [CommitOperationAdd(name, path) for name, path in changes.send.items()]
+    operations += [CommitOperationDelete(path) for path in changes.delete]
+    commit = api.create_commit(
+        target.repo_id,
+        operations,
+        commit_message=target.commit_message,
+        revision=target.revision,
+        create_pr=target.create_pr,
+        parent_commit=remote.head,  # someone else's commit in between is not overwritten
+    )
+    return commit.oid, commit.pr_url or commit.commit_url
+
+
+def push(
+    checkpoint: Path,
+    target: Target,
+    facts: CardFacts,
+    max_shard_size: str | None = None,
+    overwrite_card: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Verifies, sends, downloads, compares, tags; says on stdout what it does.
+
+    Raises:
+        ValueError: the checkpoint or the request is at fault. Errors of `explain`: the Hub or the way to it is.
+    """
+    if constants.HF_HUB_OFFLINE:
+        raise PushError("HF_HUB_OFFLINE=1 forbids every connection: unset it to push")
+    api = HfApi()
+    model = verify_checkpoint(checkpoint)
+    repo_id, user = full_repo_id(api, target.repo_id)
+    target, facts = replace(target, repo_id=repo_id), replace(facts, repo_id=repo_id)
+    with tempfile.TemporaryDirectory(prefix="flux-hf-") as folder:
+        staging = Path(folder) / "checkpoint"
+        stage(checkpoint, staging, model, max_shard_size)
+        made = write_card(checkpoint, staging, model.config, facts, overwrite_card)
+        print(f"verified {checkpoint}: weights fit and are finite; {'card made' if made else 'its own card kept'}")
+        remote = look_at(api, target, user)
+        changes = find_changes(staging, remote)
+        if made and not overwrite_card and keep_remote_card(api, target, remote, changes):
+            print(f"the repository's own {CARD_NAME} is kept: --overwrite-card replaces it")
+        check_tag(target, remote, changes)
+        expected = run_alone(str(staging))
+        print("\n".join(describe(target, remote, changes)))
+        if dry_run:
+            print("dry run: nothing was sent")
+            return
+        commit, address = send(api, target, remote, changes)
+        print(f"pushed: {address}" if changes else f"already there: {address}")
+        if run_alone(repo_id, commit) != expected:
+            raise PushError(f"{repo_id} at {commit} gives other outputs than the checkpoint")
+        print("verified: downloaded into an empty cache and run without flux_hf, the same outputs bit by bit")
+    if target.tag and target.tag not in remote.tags:
+        api.create_tag(repo_id, tag=target.tag, revision=commit)
+        print(f"tagged {target.tag}")
+
+
+def describe(target: Target, remote: Remote, changes: Changes) -> list[str]:
+    """The commit, a line a file."""
+    kind = "a pull request" if target.create_pr else f"one commit on {target.revision}"
+    new = "" if remote.exists else f" (new, {'private' if target.private else 'public'})"
+    sizes = {name: path.stat().st_size for name, path in changes.send.items()}
+    lines = [f"{target.repo_id}{new}, {kind}: {len(sizes)} files, {sum(sizes.values()):,} bytes"]
+    lines += [f"  send {size:>15,}  {name}" for name, size in sizes.items()]
+    lines += [f"  delete {'':>13}  {name}" for name in changes.delete]
+    lines += [f"  same {'':>15}  {name}" for name in changes.same]
+    return lines
+
+
+# The command ---------------------------------------------------------------------------------------------------------
+
+
+def explain(error: Exception, repo_id: str) -> str:
+    """What a person can do about an error of the Hub, of the way to it, or of the request."""
+    while isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # the client wraps what befell a large file
+    if isinstance(error, LocalTokenNotFoundError):
+        return "no token: run `hf auth login`, or set HF_TOKEN to one that may write"
+    if not isinstance(error, HfHubHTTPError):
+        if isinstance(error, HTTPError):
+            return f"no connection to {constants.ENDPOINT} ({error}); the same command goes on where this one stopped"
+        return str(error)
+    status, said = error.response.status_code, error.server_message or str(error).strip().splitlines()[0]
+    advice = {
+        401: "the token is not valid: run `hf auth login`, or set HF_TOKEN to one that may write",
+        403: f"no permission to write to {repo_id}: --create-pr asks its owner to",
+        404: f"{repo_id} is not there, or not yours to see",
+        409: "another operation is in progress: try again",
+        412: f"{repo_id} has changed meanwhile: look at it, then try again",
+    }
+    default = "the same command goes on where this one stopped" if status >= 500 else "the Hub refused"
+    return f"{advice.get(status, default)} (the Hub says {status}: {said})"
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m conversion.push_to_hub", description=__doc__.split("\n")[0])
+    parser.add_argument("checkpoint", type=Path, help="folder with config.json and model.safetensors")
+    parser.add_argument("repo_id", metavar="USER/NAME", help="repository, made if missing; NAME alone is one of yours")
+    parser.add_argument("--private", action="store_true", help="make the repository private")
+    parser.add_argument("--revision", default="main", help="branch, made if missing; or refs/pr/N")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
+    parser.add_argument("--commit-message", default=Target.commit_message)
+    parser.add_argument("--tag", help="name the commit, once it is verified; such as v1.0")
+    parser.add_argument("--max-shard-size", help="split the weights into files of at most so much, such as 5GB")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, list what would be sent, and stop")
+    parser.add_argument("--overwrite-card", action="store_true", help="make a card though the folder has a README.md")
+    add_card_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    try:
+        target = Target(**{name: getattr(options, name) for name in Target.__dataclass_fields__})
+        facts = card_facts(options, options.repo_id)
+        push(options.checkpoint, target, facts, options.max_shard_size, options.overwrite_card, options.dry_run)
+    except (ValueError, OSError, RuntimeError, HTTPError) as error:
+        print(f"not pushed: {explain(error, options.repo_id)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
