@@ -22,7 +22,7 @@ import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from conversion.convert_to_hf import REPORT_NAME
+from conversion.saving import REPORT_NAME
 from flux_hf import FluxViTConfig, FluxViTForVideoClassification
 
 
@@ -324,9 +324,11 @@ def training_section(checkpoint: Path, facts: CardFacts) -> str:
     """The recipe of a model of `training.finetune`; else where to look."""
     path = checkpoint / "training_arguments.json"
     if not path.is_file():
-        if (checkpoint / REPORT_NAME).is_file():
-            return "Not trained here: weights converted from a checkpoint (see Origin), whose authors say how."
-        return "Not recorded in the checkpoint."
+        if not (checkpoint / REPORT_NAME).is_file():
+            return "Not recorded in the checkpoint."
+        if read_json(checkpoint / REPORT_NAME).get("new"):
+            return "Untrained: the start of a training, initialised from a checkpoint of another model (see Origin)."
+        return "Not trained here: weights converted from a checkpoint (see Origin), whose authors say how."
     recipe = read_json(path)
     given = {name: recipe.get(name) for name in RECIPE_FIELDS.split()}
     used = {name: value for name, value in given.items() if value is not None and value is not False}
@@ -351,9 +353,10 @@ def origin_section(checkpoint: Path) -> str:
             "it gave finite outputs for a clip in a process without flux_hf."
         )
     report = read_json(path)
+    verb = "Initialised" if report.get("new") else "Converted"
     return (
-        f"Converted from `{report['source']}`, SHA-256 `{report['source_sha256']}`; converted weights loaded again and "
-        f"compared bit by bit. `{REPORT_NAME}` says what became of every key."
+        f"{verb} from `{report['source']}`, SHA-256 `{report['source_sha256']}`; the weights written were loaded again "
+        f"and compared bit by bit. `{REPORT_NAME}` says what became of every key."
     )
 
 

@@ -34,7 +34,6 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from safetensors import SafetensorError
 
-from conversion.convert_to_hf import REPORT_NAME, sha256
 from conversion.model_card import (
     CARD_NAME,
     MARK,
@@ -46,6 +45,7 @@ from conversion.model_card import (
     parse_card,
     read_json,
 )
+from conversion.saving import REPORT_NAME, sha256
 from flux_hf import FluxViTConfig, FluxViTForVideoClassification, FluxViTModel, FluxViTVideoProcessor
 from flux_hf.configuration_fluxvit import AUTO_MAP, save_hub_files
 

@@ -11,9 +11,11 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 from tiny import tiny_config
 
-from conversion.convert_to_hf import convert, sha256
+from conversion.convert_to_hf import convert
 from conversion.infer_config import ConfigChoices
+from conversion.init_from_internvideo2 import initialize
 from conversion.model_card import CardFacts, main, make_card, parse_card
+from conversion.saving import sha256
 from flux_hf import FluxViTConfig, FluxViTForVideoClassification, FluxViTModel
 from training import evaluate
 
@@ -114,6 +116,13 @@ def test_a_conversion_is_named_with_its_hash(tmp_path):
     convert(source, tmp_path / "tiny", ConfigChoices(num_attention_heads=3, num_pooling_heads=4, position_frames=8))
     text = card_of(tmp_path / "tiny").text
     assert f"Converted from `{source.name}`, SHA-256 `{sha256(source)}`" in text
+
+
+def test_a_start_from_internvideo2_is_said_to_be_untrained(tmp_path):
+    choices = ConfigChoices(num_attention_heads=3, num_pooling_heads=4, position_frames=8, token_budgets=[128, 64])
+    initialize(GOLDEN / "internvideo2_tiny_checkpoint.pth", tmp_path / "start", choices)
+    text = card_of(tmp_path / "start").text
+    assert "Initialised from `internvideo2_tiny_checkpoint.pth`" in text and "Untrained" in text
 
 
 def test_a_trained_models_recipe_tells_nothing_of_the_machine(measured, tmp_path):

@@ -14,7 +14,7 @@ from local_hub import Fault, File, LocalHub
 from safetensors.torch import load_file, save_file
 from video_files import encode
 
-from conversion.convert_to_hf import convert, sha256
+from conversion.convert_to_hf import convert
 from conversion.infer_config import ConfigChoices
 from conversion.model_card import MARK, CardFacts
 from conversion.push_to_hub import (
@@ -29,6 +29,7 @@ from conversion.push_to_hub import (
     verify_checkpoint,
     write_card,
 )
+from conversion.saving import sha256
 from flux_hf import FluxViTConfig, FluxViTForVideoClassification, FluxViTModel, FluxViTVideoProcessor
 
 
