@@ -273,8 +273,12 @@ def train(run: Run, options: Options) -> None:
     else:
         start = replace(run, task=replace(run.task, name="generator"), search_only=False)
         flags["model_name_or_path"] = str(start.directory(options.output_dir))
+    clips = run.task.search_train if run.search_only else run.task.train
+    with open(clips, newline="", encoding="utf-8") as file:
+        num_clips = sum(1 for _ in csv.DictReader(file))
     flags.update(
-        train_data=str(run.task.search_train if run.search_only else run.task.train),
+        train_data=str(clips),
+        per_device_train_batch_size=min(flags["per_device_train_batch_size"], num_clips),  # a small set has fewer
         frame_cache=str(options.output_dir / "frames"),
         horizontal_flip=run.task.horizontal_flip,
         seed=run.seed,
