@@ -13,7 +13,7 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 
 # Makes motion clips, trains a tiny model on them and classifies held-out clips at three token budgets. Offline.
 demo: $(VENV)/installed
-	$(BIN)/python -m training.demo --output_dir $(OUTPUT)
+	$(BIN)/python -m training.study.demo --output_dir $(OUTPUT)
 
 test: $(VENV)/installed lint
 	$(BIN)/python -m pytest -m 'not slow'

@@ -47,7 +47,7 @@ from conversion.model_card import (
 )
 from conversion.saving import REPORT_NAME, sha256
 from flux_hf import FluxViTConfig, FluxViTForVideoClassification, FluxViTModel, FluxViTVideoProcessor
-from flux_hf.configuration_fluxvit import AUTO_MAP, save_hub_files
+from flux_hf.checkpoint_files import AUTO_MAP, save_source_files
 
 
 WEIGHTS = "model.safetensors"
@@ -171,7 +171,7 @@ def stage(checkpoint: Path, staging: Path, model: torch.nn.Module, max_shard_siz
     The source files are this flux_hf's, which the weights were just loaded with, whatever lies in the folder.
     """
     staging.mkdir()
-    save_hub_files(staging)
+    save_source_files(staging)
     names = [name for name in SETTINGS if (checkpoint / name).is_file()]
     names += [path.name for pattern in ("LICENSE*", "NOTICE*") for path in checkpoint.glob(pattern) if path.is_file()]
     for name in names:

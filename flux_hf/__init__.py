@@ -7,12 +7,8 @@ from .configuration_fluxvit import FluxViTConfig
 from .modeling_fluxvit import FluxViTForVideoClassification, FluxViTModel, FluxViTPreTrainedModel
 from .pipelines import FluxViTVideoClassificationPipeline
 from .token_selection import TOKEN_SELECTORS, select_tokens
-from .video_processing_fluxvit import (
-    FluxViTVideoProcessor,
-    VideoDecodeError,
-    decode_video,
-    sample_frame_indices,
-)
+from .video_decoding import VideoDecodeError, decode_video, sample_frame_indices
+from .video_processing_fluxvit import FluxViTVideoProcessor
 from .visualization import visualize_kept_tokens
 
 

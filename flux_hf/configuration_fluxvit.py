@@ -3,24 +3,16 @@
 
 import math
 import os
-import shutil
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
+from .checkpoint_files import AUTO_MAP, save_source_files, without_source_files
 from .token_selection import TOKEN_SELECTORS
 
 
-# Where transformers finds each class when a checkpoint is loaded with `trust_remote_code=True`.
-AUTO_MAP = {
-    "AutoConfig": "configuration_fluxvit.FluxViTConfig",
-    "AutoModel": "modeling_fluxvit.FluxViTModel",
-    "AutoModelForVideoClassification": "modeling_fluxvit.FluxViTForVideoClassification",
-    "AutoVideoProcessor": "video_processing_fluxvit.FluxViTVideoProcessor",
-}
 # FluxViT as released (official code); InternVideo2 in the sizes of its paper, as fine-tuned or pretrained at 8 frames.
 FLUXVIT_SIZES = {
     "small": {
@@ -55,33 +47,6 @@ INTERNVIDEO2_COMMON = {
     "token_budget": 2048,
 }
 PROBLEM_TYPES = (None, "single_label_classification", "multi_label_classification", "regression")
-
-
-def save_hub_files(save_directory: str | os.PathLike) -> None:
-    """Copies the four source files a checkpoint needs to load without flux_hf installed into `save_directory`.
-
-    Each file is written under a temporary name and renamed, so a reader never sees half of one.
-    """
-    # Imports, and here, for two reasons: transformers' loader of remote code brings along what a file imports
-    # relatively, so that a checkpoint loaded that way can be saved again; and the module imports this one.
-    from .modeling_fluxvit import __file__ as modeling_file
-    from .token_selection import __file__ as selection_file
-    from .video_processing_fluxvit import __file__ as processing_file
-
-    target_directory = Path(save_directory)
-    target_directory.mkdir(parents=True, exist_ok=True)
-    for source in map(Path, (__file__, modeling_file, selection_file, processing_file)):
-        target = target_directory / source.name
-        if target.exists() and source.samefile(target):
-            continue
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        shutil.copyfile(source, temporary)
-        os.replace(temporary, target)
-
-
-def forget_hub_files(timestamps: dict[str, float]) -> dict[str, float]:
-    """The times of a folder's files without its source files, so that a push counts these as new and uploads them."""
-    return {name: time for name, time in timestamps.items() if not name.endswith(".py")}
 
 
 @strict
@@ -200,11 +165,11 @@ class FluxViTConfig(PreTrainedConfig):
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
         """Saves config.json and, beside it, the source files that load the checkpoint without flux_hf installed."""
         if not os.path.isfile(save_directory):  # the library reports that case
-            save_hub_files(save_directory)
+            save_source_files(save_directory)
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:
-        return forget_hub_files(super()._get_files_timestamps(working_dir))
+        return without_source_files(super()._get_files_timestamps(working_dir))
 
     def to_dict(self) -> dict:
         """The fields as a dict; `auto_map` always points at the files saved beside the config."""

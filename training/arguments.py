@@ -7,9 +7,9 @@ from pathlib import Path
 import yaml
 from transformers import HfArgumentParser
 
-from .augment import AUGMENT_PRESETS
-from .data import SAMPLING_RULES
-from .sampling import SAMPLING_PRESETS
+from .data.augment import AUGMENT_PRESETS
+from .data.dataset import SAMPLING_RULES
+from .data.sampling import SAMPLING_PRESETS
 
 
 def _flag(default, help: str, choices: list | None = None):

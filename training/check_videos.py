@@ -15,8 +15,17 @@ from pathlib import Path
 
 import torch
 
-from .clips import FRAME_TEMPLATE, READ_ERRORS, Clip, FrameFolder, VideoFile, describe_failure, iter_frames, read_clips
-from .data import Failure
+from .data.clips import (
+    FRAME_TEMPLATE,
+    READ_ERRORS,
+    Clip,
+    FrameFolder,
+    VideoFile,
+    describe_failure,
+    iter_frames,
+    read_clips,
+)
+from .data.dataset import Failure
 
 
 class _Checks(torch.utils.data.Dataset):

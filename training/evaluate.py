@@ -27,8 +27,6 @@ from flux_hf.configuration_fluxvit import FluxViTConfig
 from flux_hf.modeling_fluxvit import FluxViTForVideoClassification
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
-from .checkpoint import write_json
-from .clips import Clip
 from .command_line import (
     add_data_arguments,
     count,
@@ -42,7 +40,9 @@ from .command_line import (
     temporary_name,
     write_csv,
 )
-from .inference import (
+from .data.clips import Clip
+from .engine.checkpoint import write_json
+from .inference.prediction import (
     EvalPoint,
     Predictions,
     average_precisions,

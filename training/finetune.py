@@ -4,7 +4,7 @@
     accelerate launch -m training.finetune --recipe training/recipes/k400.yaml --model_name_or_path CHECKPOINT \
         --train_data train.csv --validation_data val.csv --output_dir out
 
-Each batch is read with frames and size drawn by `training/sampling.py`; the objective encodes it at every budget.
+Each batch is read with frames and size drawn by `training/data/sampling.py`; the objective encodes it at every budget.
 Processes, device, precision and sharding are `accelerate launch`'s to choose (`training/accelerate_configs/`). A run
 that was killed goes on with `--resume_from_checkpoint latest`, as if nothing had happened.
 """
@@ -36,8 +36,13 @@ from flux_hf.modeling_fluxvit import FluxViTForVideoClassification
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
 from .arguments import FinetuneArguments, parse_arguments
-from .augment import AUGMENT_PRESETS, ClipAugment
-from .checkpoint import (
+from .data.augment import AUGMENT_PRESETS, ClipAugment
+from .data.clips import Clip, label_names, open_stream, read_clips, stream_label_names
+from .data.dataset import ClipDataset, FailureLog, StreamingClips, collate
+from .data.frame_cache import cache_clips
+from .data.mixing import MixConfig, MixupCutmix
+from .data.sampling import SAMPLING_PRESETS, ClipShape, FlexibleSampling, FluxBatchSampler, step_generator
+from .engine.checkpoint import (
     ENGINE_FILES,
     STATE_FILE,
     TrainingState,
@@ -51,13 +56,7 @@ from .checkpoint import (
     save_checkpoint,
     write_json,
 )
-from .clips import Clip, label_names, open_stream, read_clips, stream_label_names
-from .data import ClipDataset, FailureLog, StreamingClips, collate
-from .frame_cache import cache_clips
-from .inference import EvalPoint, evaluate_scores, label_targets, predict_clips
-from .mixing import MixConfig, MixupCutmix
-from .model import add_lora, build_model, build_objective, export_model
-from .optim import (
+from .engine.optim import (
     ExponentialMovingAverage,
     cosine_schedule,
     count_parameters,
@@ -65,7 +64,8 @@ from .optim import (
     parameter_groups,
     scaled_learning_rate,
 )
-from .sampling import SAMPLING_PRESETS, ClipShape, FlexibleSampling, FluxBatchSampler, step_generator
+from .inference.prediction import EvalPoint, evaluate_scores, label_targets, predict_clips
+from .model import add_lora, build_model, build_objective, export_model
 
 
 logger = get_logger(__name__)

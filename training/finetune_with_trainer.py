@@ -17,10 +17,10 @@ from transformers import EvalPrediction, HfArgumentParser, Trainer, TrainingArgu
 from flux_hf.modeling_fluxvit import FluxViTForVideoClassification
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
-from .augment import AUGMENT_PRESETS, ClipAugment
-from .clips import label_names, read_clips
-from .data import ClipDataset
-from .sampling import ClipRequest
+from .data.augment import AUGMENT_PRESETS, ClipAugment
+from .data.clips import label_names, read_clips
+from .data.dataset import ClipDataset
+from .data.sampling import ClipRequest
 
 
 @dataclass

@@ -29,7 +29,6 @@ from flux_hf.configuration_fluxvit import FluxViTConfig
 from flux_hf.modeling_fluxvit import FluxViTForVideoClassification
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
-from .checkpoint import publish, write_json
 from .command_line import (
     add_data_arguments,
     count,
@@ -40,7 +39,8 @@ from .command_line import (
     read_labelled_clips,
     run_model,
 )
-from .inference import EvalPoint, default_shape, evaluate_scores, label_targets, resolve_point
+from .engine.checkpoint import publish, write_json
+from .inference.prediction import EvalPoint, default_shape, evaluate_scores, label_targets, resolve_point
 
 
 FRAMES = (4, 6, 8, 10, 12, 16, 20, 24)

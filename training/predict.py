@@ -20,9 +20,9 @@ from accelerate import Accelerator
 
 from flux_hf.configuration_fluxvit import FluxViTConfig
 
-from .clips import VIDEO_SUFFIXES, Clip, VideoFile, read_clips
 from .command_line import count, load_checkpoint, new_parser, run_model, write_csv
-from .inference import Predictions, resolve_point
+from .data.clips import VIDEO_SUFFIXES, Clip, VideoFile, read_clips
+from .inference.prediction import Predictions, resolve_point
 
 
 TABLE_SUFFIXES = (".csv", ".txt", ".tsv")

@@ -81,7 +81,7 @@ def decord_alone(path: str, reference: list[str]) -> str:
 def check_file(path: str) -> dict:
     import torch  # noqa: F401  before decord
 
-    from flux_hf.video_processing_fluxvit import VideoDecodeError, decode_video
+    from flux_hf.video_decoding import VideoDecodeError, decode_video
 
     result = {"path": path, "status": "exact", "backend": "", "frames": 0, "note": "", "decord": ""}
     reference = None

@@ -41,7 +41,7 @@ def make_files(folder: Path) -> list[str]:
 
 
 def main() -> int:
-    from flux_hf.video_processing_fluxvit import VideoDecodeError, decode_video, sample_frame_indices
+    from flux_hf.video_decoding import VideoDecodeError, decode_video, sample_frame_indices
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*")

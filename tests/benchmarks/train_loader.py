@@ -20,9 +20,9 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
-from training import augment
-from training.augment import AUGMENT_PRESETS, AugmentConfig, ClipAugment, RandAugment
-from training.clips import VideoFile
+from training.data import augment
+from training.data.augment import AUGMENT_PRESETS, AugmentConfig, ClipAugment, RandAugment
+from training.data.clips import VideoFile
 
 
 NUM_FRAMES, SIZE, NUM_SAMPLE, CONFIG = 8, 224, 2, AUGMENT_PRESETS["released"]

@@ -34,7 +34,14 @@ from flux_hf import FluxViTConfig, FluxViTForVideoClassification, FluxViTModel, 
 
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
-SOURCE_FILES = {"configuration_fluxvit.py", "token_selection.py", "modeling_fluxvit.py", "video_processing_fluxvit.py"}
+SOURCE_FILES = {
+    "configuration_fluxvit.py",
+    "token_selection.py",
+    "modeling_fluxvit.py",
+    "video_processing_fluxvit.py",
+    "video_decoding.py",
+    "checkpoint_files.py",
+}
 PUSHED = {"README.md", "config.json", "conversion_report.json", "model.safetensors", "video_preprocessor_config.json"}
 
 # Runs where flux_hf cannot be imported; prints the logits of the pipeline's model for a clip, and its labels.

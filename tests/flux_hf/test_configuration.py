@@ -55,6 +55,8 @@ def test_save_writes_the_hub_files_and_names_all_auto_classes(tmp_path):
         "configuration_fluxvit.py",
         "token_selection.py",
         "modeling_fluxvit.py",
+        "checkpoint_files.py",
+        "video_decoding.py",
         "video_processing_fluxvit.py",
     }
     auto_map = FluxViTConfig.from_pretrained(tmp_path).auto_map

@@ -19,8 +19,8 @@ import pytest
 import torch
 import video_files
 
-import flux_hf.video_processing_fluxvit as processing
-from flux_hf.video_processing_fluxvit import VideoDecodeError, decode_video
+import flux_hf.video_decoding as processing
+from flux_hf.video_decoding import VideoDecodeError, decode_video
 
 
 REPOSITORY = Path(__file__).parents[2]
@@ -531,7 +531,7 @@ def test_the_error_names_file_and_cause_and_crosses_processes(tmp_path):
 FUZZ = """
 import random, sys
 import torch
-from flux_hf.video_processing_fluxvit import VideoDecodeError, decode_video
+from flux_hf.video_decoding import VideoDecodeError, decode_video
 good = bad = 0
 for seed in range(int(sys.argv[1])):
     data = open(sys.argv[2 + seed % len(sys.argv[2:])], "rb").read()
@@ -671,7 +671,7 @@ def test_quiet(tmp_path):
         video_files.write(tmp_path, "cut.mp4", video("h264_fragmented")[:9000]),
     ]
     code = (
-        "import sys, torch\nfrom flux_hf.video_processing_fluxvit import VideoDecodeError, decode_video\n"
+        "import sys, torch\nfrom flux_hf.video_decoding import VideoDecodeError, decode_video\n"
         "for path in sys.argv[1:]:\n    try:\n        decode_video(path)\n    except VideoDecodeError:\n        pass\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}

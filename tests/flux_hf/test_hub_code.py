@@ -24,9 +24,11 @@ from flux_hf import FluxViTConfig, FluxViTForVideoClassification, FluxViTModel, 
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
 HUB_FILES = {
+    "checkpoint_files.py",
     "configuration_fluxvit.py",
     "token_selection.py",
     "modeling_fluxvit.py",
+    "video_decoding.py",
     "video_processing_fluxvit.py",
 }
 AUTO_CLASSES = {"AutoConfig", "AutoModel", "AutoModelForVideoClassification", "AutoVideoProcessor"}

@@ -18,7 +18,7 @@ import video_files
 from huggingface_hub.errors import StrictDataclassError
 from transformers.video_utils import VideoMetadata
 
-from flux_hf.video_processing_fluxvit import (
+from flux_hf.video_decoding import (
     DEFAULT_NUM_FRAMES,
     FluxViTVideoProcessor,
     VideoDecodeError,

@@ -15,10 +15,10 @@ from torch.distributed.tensor import DTensor
 
 from flux_hf import FluxViTForVideoClassification, FluxViTVideoProcessor
 from training.arguments import FinetuneArguments
-from training.checkpoint import TrainingState, collect, load_checkpoint, save_checkpoint
+from training.engine.checkpoint import TrainingState, collect, load_checkpoint, save_checkpoint
+from training.engine.optim import ExponentialMovingAverage, cosine_schedule, parameter_groups
 from training.model import export_model
 from training.objectives import FluxMulti
-from training.optim import ExponentialMovingAverage, cosine_schedule, parameter_groups
 
 
 CONFIG = tiny_config()

@@ -7,8 +7,8 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DeepSpeedPlugin
 
 from training.arguments import FinetuneArguments, parse_arguments
-from training.optim import scaled_learning_rate
-from training.sampling import SAMPLING_PRESETS
+from training.data.sampling import SAMPLING_PRESETS
+from training.engine.optim import scaled_learning_rate
 
 
 TRAINING = Path(__file__).parents[2] / "training"

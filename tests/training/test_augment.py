@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from flux_hf import FluxViTVideoProcessor
-from flux_hf.video_processing_fluxvit import decode_video
-from training.augment import (
+from flux_hf.video_decoding import decode_video
+from training.data.augment import (
     AUGMENT_PRESETS,
     RAND_AUGMENT_OPS,
     AugmentConfig,
@@ -21,7 +21,7 @@ from training.augment import (
     _Op,
     _Region,
 )
-from training.motion_clips import MotionClipConfig, render_motion_clip, write_video
+from training.study.motion_clips import MotionClipConfig, render_motion_clip, write_video
 
 
 GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")

@@ -15,8 +15,8 @@ import torch
 import video_files
 from torch.utils.data import DataLoader
 
-from flux_hf.video_processing_fluxvit import VideoDecodeError, decode_video, sample_frame_indices
-from training.clips import (
+from flux_hf.video_decoding import VideoDecodeError, decode_video, sample_frame_indices
+from training.data.clips import (
     DatasetRow,
     FrameFolder,
     VideoFile,
@@ -26,9 +26,9 @@ from training.clips import (
     read_clips,
     stream_label_names,
 )
-from training.data import ClipDataset, FailureLog, StreamingClips, TooManyFailedClips, collate, pick_frames
-from training.frame_cache import cache_clips
-from training.sampling import ClipRequest, ClipShape
+from training.data.dataset import ClipDataset, FailureLog, StreamingClips, TooManyFailedClips, collate, pick_frames
+from training.data.frame_cache import cache_clips
+from training.data.sampling import ClipRequest, ClipShape
 
 
 NUM_CLIPS = 20

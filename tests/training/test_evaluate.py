@@ -10,7 +10,7 @@ from evaluation_parts import direct_scores, run_on_processes, tiny_model, tiny_p
 from PIL import Image
 
 from training.evaluate import choose_points, main, parse_arguments
-from training.inference import EvalPoint
+from training.inference.prediction import EvalPoint
 
 
 POINTS = [EvalPoint(4, 28, 16), EvalPoint(4, 28, 8), EvalPoint(2, 42, 4)]

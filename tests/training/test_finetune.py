@@ -14,9 +14,9 @@ from tiny import tiny_config
 from training_runs import ENVIRONMENT, REPOSITORY, command, different, flags, launch, losses, weights, write_data
 
 from flux_hf import FluxViTForVideoClassification, FluxViTVideoProcessor
-from training.checkpoint import list_checkpoints
+from training.engine.checkpoint import list_checkpoints
 from training.finetune import main
-from training.motion_clips import MOTIONS
+from training.study.motion_clips import MOTIONS
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from training_runs import write_data
 
 from flux_hf import FluxViTForVideoClassification, FluxViTVideoProcessor
 from training.finetune_with_trainer import main
-from training.motion_clips import MOTIONS
+from training.study.motion_clips import MOTIONS
 
 
 def test_trainer_trains_evaluates_and_saves(tmp_path):

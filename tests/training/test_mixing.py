@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from training.mixing import MixConfig, MixupCutmix
+from training.data.mixing import MixConfig, MixupCutmix
 
 
 def batch(size=4):

@@ -5,7 +5,7 @@ import av
 import numpy as np
 import pytest
 
-from training.motion_clips import (
+from training.study.motion_clips import (
     MOTIONS,
     PATTERNS,
     MotionClipConfig,

@@ -5,7 +5,7 @@ import torch
 from tiny import tiny_config
 
 from flux_hf import FluxViTConfig, FluxViTForVideoClassification
-from training.optim import (
+from training.engine.optim import (
     ExponentialMovingAverage,
     cosine_schedule,
     freeze_layers,

@@ -14,7 +14,7 @@ from flux_hf import (
     FluxViTVideoClassificationPipeline,
     FluxViTVideoProcessor,
 )
-from training.inference import EvalPoint
+from training.inference.prediction import EvalPoint
 from training.optimize_tokens import best_point, candidates, main, make_grid, parse_arguments, write_plan
 
 

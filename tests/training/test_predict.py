@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from evaluation_parts import direct_scores, tiny_model, tiny_processor, write_clips
 
-from training.inference import EvalPoint
+from training.inference.prediction import EvalPoint
 from training.predict import find_clips, main
 
 

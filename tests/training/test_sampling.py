@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from training.sampling import (
+from training.data.sampling import (
     SAMPLING_PRESETS,
     ClipShape,
     FlexibleSampling,

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from training import study
 from training.arguments import FinetuneArguments, check_arguments
-from training.inference import EvalPoint
+from training.inference.prediction import EvalPoint
+from training.study import __main__ as study
 
 
 def rows_of(groups, labels=("hug", "kick"), copies=1):
@@ -184,7 +184,7 @@ def test_settings_of_another_study_are_refused(tmp_path):
 def test_a_failing_run_says_where_its_log_is(tmp_path):
     log = tmp_path / "run.log"
     with pytest.raises(RuntimeError, match=r"status 2, see .*run\.log(?s:.*)required: output_dir"):
-        study.call(["training.motion_clips", "--nonsense"], log, threads=1)
+        study.call(["training.study.motion_clips", "--nonsense"], log, threads=1)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from tiny import FIELDS
 
-from training.motion_clips import MOTIONS, MotionClipConfig, write_motion_clips
+from training.study.motion_clips import MOTIONS, MotionClipConfig, write_motion_clips
 
 
 REPOSITORY = Path(__file__).parents[2]

@@ -18,7 +18,7 @@ import torchvision.transforms.v2.functional as tvF
 from torch import Tensor
 
 from flux_hf.token_selection import as_count
-from flux_hf.video_processing_fluxvit import VideoDecodeError
+from flux_hf.video_decoding import VideoDecodeError
 
 from .clips import (
     READ_ERRORS,

@@ -20,7 +20,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from flux_hf.video_processing_fluxvit import VideoDecodeError, decode_video
+from flux_hf.video_decoding import VideoDecodeError, decode_video
 
 
 Label = str | tuple[str, ...] | None
@@ -77,7 +77,7 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class VideoFile(Clip):
-    """A video file or URL. `verify` and `num_threads`: as in `flux_hf.video_processing_fluxvit.decode_video`."""
+    """A video file or URL. `verify` and `num_threads`: as in `flux_hf.decode_video`."""
 
     path: str
     verify: bool = True

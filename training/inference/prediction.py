@@ -22,10 +22,11 @@ from tqdm import tqdm
 
 from flux_hf.configuration_fluxvit import FluxViTConfig
 from flux_hf.token_selection import as_count
-from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor, sample_frame_indices
+from flux_hf.video_decoding import sample_frame_indices
+from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
-from .clips import READ_ERRORS, Clip, describe_failure
-from .sampling import ClipShape
+from ..data.clips import READ_ERRORS, Clip, describe_failure
+from ..data.sampling import ClipShape
 
 
 Forward = Callable[[Tensor, int | None], Tensor]

@@ -20,7 +20,7 @@ from datasets.distributed import split_dataset_by_node
 from torch import Tensor
 
 from flux_hf.token_selection import as_count
-from flux_hf.video_processing_fluxvit import sample_frame_indices
+from flux_hf.video_decoding import sample_frame_indices
 
 from .clips import (
     READ_ERRORS,

@@ -1,9 +1,9 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
 """The whole path in a few minutes on a CPU: make clips, train, classify at three budgets, draw the kept tokens.
 
-    python -m training.demo --output_dir demo_output
+    python -m training.study.demo --output_dir demo_output
 
-A tiny FluxViT learns from scratch how an object moves (`training/motion_clips.py`; one frame tells nothing). Run from
+A tiny FluxViT learns from scratch how an object moves (`motion_clips.py`; one frame tells nothing). Run from
 the top of the checkout; needs no network.
 """
 

@@ -9,8 +9,8 @@ Flux-Single and by Flux-Multi. Each is measured on the test split at all, 1/2, 1
 optimization: the number of frames and the size that did best at this budget on the validation split, the selector
 keeping the budget. The test split chooses nothing.
 
-The clips are the generator's (`training/motion_clips.py`), and with `--real_data` those of a folder with split.csv
-(columns path,label,group,split), where training goes on from the same method and seed's model of the generator's clips.
+The clips are the generator's (`motion_clips.py`), and with `--real_data` those of a folder with split.csv (columns
+path,label,group,split), where training goes on from the same method and seed's model of the generator's clips.
 Without a validation split there, some groups of the training split are held out once, to choose the shapes; the models
 that are tested are then trained on all of it.
 
@@ -41,12 +41,12 @@ from matplotlib.figure import Figure
 from flux_hf.configuration_fluxvit import FluxViTConfig
 from flux_hf.modeling_fluxvit import FluxViTForVideoClassification
 
-from .arguments import FinetuneArguments, read_recipe
-from .checkpoint import write_json
-from .command_line import count, write_csv
-from .inference import EvalPoint
+from ..arguments import FinetuneArguments, read_recipe
+from ..command_line import count, write_csv
+from ..data.sampling import ClipShape, FlexibleSampling
+from ..engine.checkpoint import write_json
+from ..inference.prediction import EvalPoint
 from .motion_clips import PATTERNS, MotionClipConfig, write_motion_clips
-from .sampling import ClipShape, FlexibleSampling
 
 
 RECIPES = Path(__file__).parent / "recipes"

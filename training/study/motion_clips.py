@@ -6,7 +6,7 @@ clutter says nothing about the class, nor does appearance unless patterns are cl
 leaves on one side comes back on the other) and the start is uniform, so in any one frame the position is uniform
 whatever the class: a single frame is at chance by construction.
 
-    python -m training.motion_clips clips --train 600 --val 120 --seed 0
+    python -m training.study.motion_clips clips --train 600 --val 120 --seed 0
 
 writes clips/train/*.mp4, clips/val/*.mp4, clips/train.csv and clips/val.csv (columns path,label).
 """

@@ -1,0 +1,147 @@
+# Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
+"""What a checkpoint folder holds beside its weights, and how files are written: whole, or not at all.
+
+Everything that writes a file goes through `replacing`: a temporary name beside the target, then a rename.
+"""
+
+import csv
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+# Where transformers finds each class when a checkpoint is loaded with `trust_remote_code=True`.
+AUTO_MAP = {
+    "AutoConfig": "configuration_fluxvit.FluxViTConfig",
+    "AutoModel": "modeling_fluxvit.FluxViTModel",
+    "AutoModelForVideoClassification": "modeling_fluxvit.FluxViTForVideoClassification",
+    "AutoVideoProcessor": "video_processing_fluxvit.FluxViTVideoProcessor",
+}
+# The source files that load a checkpoint without flux_hf installed. Written as imports, because transformers' loader of
+# remote code looks for such lines in a file's text and brings along what they name: whichever class is loaded first,
+# all files come, and the checkpoint can be saved again. As a text, so that nothing is imported here.
+_COMPANIONS = """
+from .checkpoint_files import *
+from .configuration_fluxvit import *
+from .modeling_fluxvit import *
+from .token_selection import *
+from .video_decoding import *
+from .video_processing_fluxvit import *
+"""
+SOURCE_FILES = [f"{name}.py" for name in re.findall(r"from \.(\w+) import", _COMPANIONS)]
+
+
+# Writing -------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def replacing(path: str | os.PathLike, durable: bool = False) -> Iterator[Path]:
+    """A temporary name beside `path`, to write a file or make a folder at; renamed to `path` when the block ends.
+
+    A block that raises leaves `path` as it was and nothing behind; one that is killed leaves a hidden name ending in
+    `.tmp`, which `remove_leftovers` deletes. A folder takes the place of a missing or empty one only: `publish`.
+
+    Args:
+        path: The target. Its folder is made where missing.
+        durable: Whether the disk must hold the content before the name changes.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        yield temporary
+        if durable:
+            flush_tree(temporary)
+        os.replace(temporary, target)
+        if durable:
+            _flush(target.parent)
+    except BaseException:
+        remove(temporary)
+        raise
+
+
+def write_text(path: str | os.PathLike, text: str, durable: bool = False) -> None:
+    """Replaces a text file, in UTF-8."""
+    with replacing(path, durable) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Replaces a json file."""
+    write_text(path, json.dumps(value, indent=2) + "\n", durable=True)
+
+
+def write_csv(path: str | os.PathLike, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Replaces a csv file."""
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def publish(staging: Path, target: Path) -> None:
+    """Moves a finished folder to `target`, and removes it.
+
+    A target that is missing or empty is replaced in one go. Into one that holds something each file goes in one go,
+    the config last.
+    """
+    flush_tree(staging)
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        if target.exists():
+            target.rmdir()
+        os.replace(staging, target)
+    else:
+        for path in sorted(staging.iterdir(), key=lambda path: (path.name == "config.json", path.name)):
+            os.replace(path, target / path.name)
+        staging.rmdir()
+    _flush(target.parent)
+
+
+def remove(path: Path) -> None:
+    """Deletes a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Deletes what a killed process left half-written. For one process, before it writes."""
+    for path in folder.glob(".*.tmp"):
+        remove(path)
+
+
+def flush_tree(path: Path) -> None:
+    """Asks the disk to hold a file, or a folder with all in it, before anything that follows."""
+    for entry in [*path.rglob("*"), path] if path.is_dir() else [path]:
+        _flush(entry)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# Source files --------------------------------------------------------------------------------------------------------
+
+
+def save_source_files(save_directory: str | os.PathLike) -> None:
+    """Copies the `SOURCE_FILES` into a checkpoint folder, made where missing."""
+    for name in SOURCE_FILES:
+        source, target = Path(__file__).with_name(name), Path(save_directory) / name
+        if target.exists() and source.samefile(target):
+            continue
+        with replacing(target) as temporary:
+            shutil.copyfile(source, temporary)
+
+
+def without_source_files(timestamps: dict[str, float]) -> dict[str, float]:
+    """The times of a folder's files without its source files, so that a push counts these as new and uploads them."""
+    return {name: time for name, time in timestamps.items() if not name.endswith(".py")}
