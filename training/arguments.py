@@ -1,13 +1,17 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
-"""The flags of `training.finetune`, named as in the Hugging Face example scripts, and the recipes that preset them."""
+"""The flags of every command, in groups and named as in the Hugging Face example scripts; recipes that preset them."""
 
-from dataclasses import dataclass, field, fields
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
 
 from .data.augment import AUGMENT_PRESETS
+from .data.clips import FRAME_TEMPLATE
 from .data.dataset import SAMPLING_RULES
 from .data.sampling import SAMPLING_PRESETS
 
@@ -19,25 +23,57 @@ def _flag(default, help: str, choices: list | None = None):
     return field(default=default, metadata=metadata)
 
 
+# What every command that needs it shares ------------------------------------------------------------------------------
+
+
 @dataclass
-class ModelArguments:
-    model_name_or_path: str | None = _flag(None, "checkpoint to start from: a folder or a Hub id")
-    config_name: str | None = _flag(None, "json file of FluxViTConfig fields, for a model from scratch")
+class CheckpointArguments:
+    model_name_or_path: str | None = _flag(None, "checkpoint: a folder or a Hub id")
     revision: str = _flag("main", "revision of the Hub checkpoint")
     cache_dir: str | None = _flag(None, "where Hub downloads are kept")
-    objective: str = _flag("multi", "Flux-Multi trains every budget at once, Flux-Single one", ["multi", "single"])
-    token_budgets: list[int] | None = _flag(
-        None, "budgets to train, one head each; the model's own if not given. One for --objective single"
+    attn_implementation: str | None = _flag(
+        None, "eager, sdpa, flash_attention_2, ...; by default the library's choice"
     )
-    alignment_weight: float = _flag(1.0, "weight of the alignment of smaller budgets to the largest")
+
+
+@dataclass
+class SourceArguments:
+    data: str | None = _flag(None, "csv (path,label), folder per class, or saved `datasets` set")
+    split: str | None = _flag(None, "rows of this split of --data (column split), or split of the data set")
+    data_root: str | None = _flag(None, "folder that the csv's paths are relative to; the csv's own if not given")
+    dataset_name: str | None = _flag(None, "in place of --data, Hub id or folder for `datasets.load_dataset`")
+    dataset_config_name: str | None = _flag(None, "configuration of a `datasets` set")
+    video_column: str | None = _flag(None, "column of a `datasets` set's videos; its only Video column if not given")
+    label_column: str | None = _flag(None, "column of the labels; label, or labels, if not given")
+    frame_template: str = _flag(FRAME_TEMPLATE, "names of the frames in folders of frames")
+    multi_label: bool = _flag(False, "several labels a clip ('a|b' in a csv)")
+
+
+@dataclass
+class LoaderArguments:
+    dataloader_num_workers: int = _flag(2, "decoding processes of each process")
+
+
+@dataclass
+class ViewArguments:
+    num_clips: int = _flag(1, "temporal views of a clip in evaluation (published: 4, SSv2 2)")
+    num_crops: int = _flag(1, "spatial views of each of them (published: 3)")
+    per_device_eval_batch_size: int = _flag(8, "views in a forward pass of evaluation")
+    max_eval_samples: int | None = _flag(None, "evaluate only so many clips, evenly spread over the list")
+
+
+# Of fine-tuning ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ModelArguments(CheckpointArguments):
+    config_name: str | None = _flag(None, "json file of config fields, for a model from scratch")
     num_frames: int | None = _flag(None, "frames of the default clip (validation, saved checkpoint)")
     size: int | None = _flag(None, "side of the default clip, in pixels")
     drop_path_rate: float | None = _flag(None, "stochastic depth; the model's own if not given")
     classifier_dropout: float | None = _flag(None, "dropout before the classifier; the model's own if not given")
-    attn_implementation: str | None = _flag(
-        None, "eager, sdpa, flash_attention_2, ...; by default the library's choice"
-    )
     gradient_checkpointing: bool = _flag(False, "recompute layers in the backward pass, to save memory")
+    torch_compile: bool = _flag(False, "compile the encoder's layers")
     freeze_layers: int = _flag(0, "1 freezes the embeddings, n + 1 also the first n layers")
     lora_rank: int = _flag(0, "trains low-rank updates (peft) of the layers' linear maps, and the heads; 0 trains all")
     lora_alpha: float | None = _flag(None, "scale of the low-rank updates; twice the rank if not given")
@@ -45,27 +81,29 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
-    train_data: str | None = _flag(None, "csv (path,label), folder per class, or saved `datasets` set")
-    validation_data: str | None = _flag(None, "the same, for validation")
-    train_split: str | None = _flag(None, "rows of this split of --train_data (column split), or split of the data set")
-    validation_split: str | None = _flag(None, "likewise for validation; alone, a split of --train_data")
-    dataset_name: str | None = _flag(None, "Hub id or folder for `datasets.load_dataset`, with a Video column")
-    dataset_config_name: str | None = _flag(None, "configuration of that data set")
-    streaming: bool = _flag(False, "stream --dataset_name instead of downloading it")
-    data_root: str | None = _flag(None, "folder that the csv's paths are relative to; the csv's own if not given")
-    sampling_rule: str | None = _flag(
-        None, "how training frames are drawn; by the kind of data if not given", [None, *SAMPLING_RULES]
+class ObjectiveArguments:
+    objective: str = _flag("multi", "Flux-Multi trains every budget at once, Flux-Single one", ["multi", "single"])
+    token_budgets: list[int] | None = _flag(
+        None, "budgets to train, one head each; the model's own if not given. One for --objective single"
     )
-    multi_label: bool = _flag(False, "several labels a clip ('a|b'), binary cross entropy")
+    alignment_weight: float = _flag(1.0, "weight of the alignment of smaller budgets to the largest")
+    mixup: float = _flag(0.0, "alpha of mixup; 0.8 as published")
+    cutmix: float = _flag(0.0, "alpha of cutmix; 1.0 as published")
+    mixup_prob: float = _flag(1.0, "probability that a batch is mixed")
+    mixup_switch_prob: float = _flag(0.5, "probability of cutmix where both are on")
+    label_smoothing: float = _flag(0.0, "0.1 in the released code, 0 in the paper")
+
+
+@dataclass
+class DataArguments(LoaderArguments, SourceArguments):
+    validation_data: str | None = _flag(None, "as --data, for validation")
+    validation_split: str | None = _flag(None, "likewise for validation; alone, a split of --data")
+    streaming: bool = _flag(False, "stream --dataset_name instead of downloading it")
     max_train_samples: int | None = _flag(None, "use only so many clips; of a stream, so many an epoch")
-    max_eval_samples: int | None = _flag(None, "use only so many validation clips")
     frame_cache: str | None = _flag(None, "folder where each clip's frames are kept once decoded")
     frame_cache_short_side: int | None = _flag(None, "short side, in pixels, of the kept frames")
     frame_cache_max_frames: int | None = _flag(None, "most frames kept of a clip, evenly spread")
-    no_verify: bool = _flag(False, "do not look for damage while decoding; for files known to be sound")
     max_failed_share: float = _flag(0.2, "training stops when more than this share of the clips cannot be decoded")
-    dataloader_num_workers: int = _flag(0, "decoding processes of each training process")
 
 
 @dataclass
@@ -79,6 +117,9 @@ class SamplingArguments:
     sizes: list[int] | None = _flag(None, "sizes in pixels, for --sampling custom")
     token_window: list[int] | None = _flag(None, "lowest and highest dense token count, for --sampling custom")
     independent_shapes: bool = _flag(False, "each process draws its own pair at a step, as the official code does")
+    sampling_rule: str | None = _flag(
+        None, "how training frames are drawn; by the kind of data if not given", [None, *SAMPLING_RULES]
+    )
 
 
 @dataclass
@@ -87,17 +128,11 @@ class AugmentationArguments:
     augment_on_device: bool = _flag(False, "crop in the workers, all other augmentation on the training device")
     num_sample: int = _flag(1, "augmented copies of each decoded clip (repeated augmentation)")
     horizontal_flip: float | None = _flag(None, "probability; the preset's if not given")
-    mixup: float = _flag(0.0, "alpha of mixup; 0.8 as published")
-    cutmix: float = _flag(0.0, "alpha of cutmix; 1.0 as published")
-    mixup_prob: float = _flag(1.0, "probability that a batch is mixed")
-    mixup_switch_prob: float = _flag(0.5, "probability of cutmix where both are on")
-    label_smoothing: float = _flag(0.0, "0.1 in the released code, 0 in the paper")
 
 
 @dataclass
 class OptimizationArguments:
     per_device_train_batch_size: int = _flag(8, "clips of a process's batch, before --num_sample")
-    per_device_eval_batch_size: int = _flag(8, "clips of a process's validation batch")
     gradient_accumulation_steps: int = _flag(1, "batches of an optimiser step")
     num_train_epochs: int = _flag(10, "epochs")
     max_train_steps: int | None = _flag(None, "optimiser steps; overrides --num_train_epochs")
@@ -115,7 +150,6 @@ class OptimizationArguments:
     max_grad_norm: float | None = _flag(None, "clip the gradient's norm; not clipped if not given, as published")
     ema_decay: float | None = _flag(None, "keep a moving average of the weights, and evaluate and export it")
     allow_tf32: bool = _flag(False, "TF32 matrix products on GPUs that have it")
-    torch_compile: bool = _flag(False, "compile the encoder's layers")
 
 
 @dataclass
@@ -126,25 +160,53 @@ class RunArguments:
     checkpointing_steps: str = _flag("epoch", "a number of optimiser steps, 'epoch', or 'no'")
     checkpoints_total_limit: int | None = _flag(None, "keep so many checkpoints, and the best one")
     eval_steps: str = _flag("epoch", "a number of optimiser steps, 'epoch', or 'no' (only at the end)")
-    eval_num_clips: int = _flag(1, "temporal views of a validation clip")
-    eval_num_crops: int = _flag(1, "spatial views of a validation clip")
     load_best_model_at_end: bool = _flag(False, "export the best checkpoint instead of the last")
     logging_steps: int = _flag(10, "optimiser steps between two log lines")
     report_to: str | None = _flag(None, "tracker: tensorboard, wandb, ..., 'all' or 'none'")
     run_name: str = _flag("flux-hf", "the tracker's project")
     seed: int = _flag(0, "of everything that is drawn")
-    push_to_hub: bool = _flag(False, "upload the final model")
-    hub_model_id: str | None = _flag(None, "repository; the name of --output_dir if not given")
-    hub_token: str | None = _flag(None, "token; the stored one if not given")
-    hub_private_repo: bool = _flag(False, "create the repository as private")
-
-
-GROUPS = (ModelArguments, DataArguments, SamplingArguments, AugmentationArguments, OptimizationArguments, RunArguments)
 
 
 @dataclass
-class FinetuneArguments(*reversed(GROUPS)):  # fields come in the order of the bases, last first
-    """Every flag. Written once to `training_arguments.json`, never changed after `parse_arguments`."""
+class HubArguments:
+    push_to_hub: bool = _flag(False, "push the final model, verified, in one commit with its card and code")
+    hub_model_id: str | None = _flag(None, "repository; the name of --output_dir if not given")
+    hub_license: str | None = _flag(None, "license of the pushed model, such as apache-2.0; never guessed")
+    hub_private_repo: bool = _flag(False, "create the repository as private")
+    hub_token: str | None = _flag(None, "token; the stored one if not given")
+
+
+@dataclass(frozen=True)
+class FinetuneArguments:
+    """Every flag of `training.finetune`, in groups; a function takes those it needs. Never changed once parsed."""
+
+    model: ModelArguments
+    objective: ObjectiveArguments
+    data: DataArguments
+    sampling: SamplingArguments
+    augmentation: AugmentationArguments
+    optimization: OptimizationArguments
+    views: ViewArguments
+    run: RunArguments
+    hub: HubArguments
+
+    def flat(self) -> dict[str, Any]:
+        """Flag -> value."""
+        return {name: value for group in vars(self).values() for name, value in asdict(group).items()}
+
+
+GROUPS: tuple[type, ...] = tuple(field.type for field in fields(FinetuneArguments))
+
+
+# Reading them --------------------------------------------------------------------------------------------------------
+
+
+def parse_groups(groups: Sequence[type], description: str, arguments: list[str] | None = None) -> tuple:
+    """The groups of flags of a command, checked by `check_values`. Raises ValueError naming a flag and its value."""
+    parser = HfArgumentParser(groups, description=description, formatter_class=RawDescriptionHelpFormatter)
+    parsed = parser.parse_args_into_dataclasses(arguments)
+    check_values({name: value for group in parsed for name, value in vars(group).items()})
+    return parsed
 
 
 def read_recipe(path: str) -> dict:
@@ -156,7 +218,7 @@ def read_recipe(path: str) -> dict:
     recipe = yaml.safe_load(Path(path).read_text())
     if not isinstance(recipe, dict):
         raise ValueError(f"a recipe must map flags to values, got {type(recipe).__name__} in {path}")
-    unknown = sorted(set(recipe) - {flag.name for flag in fields(FinetuneArguments)})
+    unknown = sorted(set(recipe) - {flag.name for group in GROUPS for flag in fields(group)})
     if unknown:
         raise ValueError(f"unknown flags in the recipe {path}: {unknown}")
     return recipe
@@ -168,14 +230,14 @@ def parse_arguments(arguments: list[str] | None = None) -> FinetuneArguments:
     Raises:
         ValueError: naming a flag whose value cannot work.
     """
-    parser = HfArgumentParser(FinetuneArguments, description="Fine-tunes FluxViT for video classification.")
+    parser = HfArgumentParser(GROUPS, description="Fine-tunes FluxViT for video classification.")
     parser.add_argument("--recipe", help="YAML file of flags; the command line overrides it")
     recipe = parser.parse_known_args(arguments)[0].recipe
     if recipe:
         parser.set_defaults(**read_recipe(recipe))
-    values = vars(parser.parse_args(arguments))
-    values.pop("recipe")
-    args = FinetuneArguments(**values)
+    *groups, _ = parser.parse_args_into_dataclasses(arguments)
+    args = FinetuneArguments(*groups)
+    check_values(args.flat())
     check_arguments(args)
     return args
 
@@ -183,7 +245,8 @@ def parse_arguments(arguments: list[str] | None = None) -> FinetuneArguments:
 _COUNTS = (
     "num_frames size max_train_samples max_eval_samples frame_cache_short_side frame_cache_max_frames num_sample "
     "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps num_train_epochs "
-    "max_train_steps checkpoints_total_limit eval_num_clips eval_num_crops logging_steps token_budgets frames sizes"
+    "max_train_steps checkpoints_total_limit num_clips num_crops logging_steps token_budgets frames sizes top_k "
+    "token_budget"
 )
 _SHARES = "max_failed_share mixup_prob mixup_switch_prob horizontal_flip label_smoothing lora_dropout drop_path_rate"
 _NOT_NEGATIVE = (
@@ -192,8 +255,8 @@ _NOT_NEGATIVE = (
 )
 
 
-def check_arguments(args: FinetuneArguments) -> None:
-    """Raises ValueError, naming flag and value, where a value cannot work whatever model and data are."""
+def check_values(flags: dict[str, Any]) -> None:
+    """Raises ValueError, naming flag and value, where a number is out of the range that its flag has everywhere."""
     for names, allowed, holds in (
         (_COUNTS, "at least 1", lambda value: value >= 1),
         (_SHARES, "in [0, 1]", lambda value: 0 <= value <= 1),
@@ -201,32 +264,46 @@ def check_arguments(args: FinetuneArguments) -> None:
         ("learning_rate", "above 0", lambda value: value > 0),
     ):
         for name in names.split():
-            value = getattr(args, name)
+            value = flags.get(name)
             for item in value if isinstance(value, list) else [value]:
                 if item is not None and not holds(item):
                     raise ValueError(f"--{name} must be {allowed}, got {item}")
-    if args.output_dir is None:
+
+
+def check_source(source: SourceArguments) -> None:
+    """Raises ValueError unless one source of clips is given."""
+    if (source.data is None) == (source.dataset_name is None):
+        raise ValueError(f"give one of --data and --dataset_name, got {source.data!r} and {source.dataset_name!r}")
+
+
+def check_arguments(args: FinetuneArguments) -> None:
+    """Raises ValueError, naming flag and value, where flags cannot work together whatever model and data are."""
+    model, data, objective = args.model, args.data, args.objective
+    if args.run.output_dir is None:
         raise ValueError("--output_dir must be given")
-    if (args.model_name_or_path is None) == (args.config_name is None):
-        given = f"{args.model_name_or_path!r} and {args.config_name!r}"
+    if (model.model_name_or_path is None) == (model.config_name is None):
+        given = f"{model.model_name_or_path!r} and {model.config_name!r}"
         raise ValueError(f"give one of --model_name_or_path and --config_name, got {given}")
-    if (args.train_data is None) == (args.dataset_name is None):
-        given = f"{args.train_data!r} and {args.dataset_name!r}"
-        raise ValueError(f"give one of --train_data and --dataset_name, got {given}")
-    if args.streaming and args.dataset_name is None:
+    check_source(data)
+    if data.streaming and data.dataset_name is None:
         raise ValueError("--streaming needs --dataset_name")
-    if args.streaming and args.max_train_samples is None:
+    if data.streaming and data.max_train_samples is None:
         raise ValueError("--streaming needs --max_train_samples: the clips of an epoch, for a stream has no length")
-    custom = [name for name in ("frames", "sizes", "token_window") if getattr(args, name) is not None]
-    if args.sampling == "custom" and len(custom) < 3:
-        raise ValueError(f"--sampling custom needs --frames, --sizes and --token_window, got only {custom}")
-    if args.sampling != "custom" and custom:
-        raise ValueError(f"--{custom[0]} is for --sampling custom, got --sampling {args.sampling}")
-    if args.token_window is not None and (len(args.token_window) != 2 or args.token_window[0] > args.token_window[1]):
-        raise ValueError(f"--token_window must be two rising numbers, got {args.token_window}")
+    _check_sampling(args.sampling)
     for name in ("checkpointing_steps", "eval_steps"):
-        value = getattr(args, name)
+        value = getattr(args.run, name)
         if value not in ("epoch", "no") and not (value.isdigit() and int(value) > 0):
             raise ValueError(f"--{name} must be a number of steps, 'epoch' or 'no', got {value!r}")
-    if args.objective == "single" and args.token_budgets is not None and len(args.token_budgets) != 1:
-        raise ValueError(f"--objective single trains one of --token_budgets, got {args.token_budgets}")
+    if objective.objective == "single" and objective.token_budgets is not None and len(objective.token_budgets) != 1:
+        raise ValueError(f"--objective single trains one of --token_budgets, got {objective.token_budgets}")
+
+
+def _check_sampling(sampling: SamplingArguments) -> None:
+    custom = [name for name in ("frames", "sizes", "token_window") if getattr(sampling, name) is not None]
+    if sampling.sampling == "custom" and len(custom) < 3:
+        raise ValueError(f"--sampling custom needs --frames, --sizes and --token_window, got only {custom}")
+    if sampling.sampling != "custom" and custom:
+        raise ValueError(f"--{custom[0]} is for --sampling custom, got --sampling {sampling.sampling}")
+    window = sampling.token_window
+    if window is not None and (len(window) != 2 or window[0] > window[1]):
+        raise ValueError(f"--token_window must be two rising numbers, got {window}")
