@@ -6,9 +6,11 @@ Shape letters: B batch, T frames, T' = T / tubelet_size, L patches a frame, N = 
 P projection width. Facts about the method come from the paper (ICCV 2025) and the official code.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -251,56 +253,46 @@ class FluxViTPositionEmbeddings(nn.Module):
         return torch.cat([cls_row, table.to(cls_row.dtype)], dim=1)
 
 
+class FluxViTGrid(NamedTuple):
+    """Where the patches of embedded clips are: the shape of their grid, and what the encoder adds to them.
+
+    `class_token` (B, 1, D) is placed already; `positions` (1, N, D) are those of all patches in raster order.
+    """
+
+    frames: int
+    rows: int
+    columns: int
+    class_token: Tensor
+    positions: Tensor
+
+
 class FluxViTEmbeddings(nn.Module):
-    """From pixels to the tokens that are encoded: embed every patch, keep the best, add their positions."""
+    """From pixels to patches, and the positions that are added once it is known which of them are kept."""
 
     def __init__(self, config: FluxViTConfig):
         super().__init__()
-        self.config = config
         self.patch_embeddings = FluxViTPatchEmbeddings(config)
         self.position_embeddings = FluxViTPositionEmbeddings(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
 
-    def forward(
-        self,
-        pixel_values_videos: Tensor,
-        token_budgets: Sequence[int | None],
-        keep_indices: Tensor | None = None,
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Embeds, scores and places a clip once for all budgets.
-
-        Args:
-            pixel_values_videos: (B, T, C, H, W).
-            token_budgets: Tokens to keep, one result each.
-            keep_indices: (B, K), instead of selecting; the only result then.
-
-        Returns:
-            For each budget tokens (B, 1 + K, D) in the model's dtype, class token first, and keep_indices (B, K).
-        """
+    def forward(self, pixel_values_videos: Tensor) -> tuple[Tensor, FluxViTGrid]:
+        """(B, T, C, H, W) -> patches (B, T', L, D) in float32, and their grid in the model's dtype."""
         patches = self.patch_embeddings(pixel_values_videos)
-        batch, frames = patches.shape[:2]
-        rows, columns = (side // self.config.patch_size for side in pixel_values_videos.shape[-2:])
-        if keep_indices is None:
-            kept = select_tokens_at_budgets(
-                patches, token_budgets, self.config.token_selection, self.config.num_token_groups
-            )
-        else:
-            _check_keep_indices(keep_indices, batch, frames * rows * columns)
-            kept = [keep_indices]
-        positions = self.position_embeddings(frames, rows, columns)
-        tokens = patches.flatten(1, 2).to(self.cls_token.dtype)
-        cls_token = (self.cls_token + positions[:, :1]).expand(batch, -1, -1)
-        # Only a selection of all tokens is known to be in order.
-        in_order = keep_indices is None
-        return [(torch.cat([cls_token, _gather(tokens, positions, k, in_order)], dim=1), k) for k in kept]
+        rows, columns = (side // self.patch_embeddings.patch_size for side in pixel_values_videos.shape[-2:])
+        positions = self.position_embeddings(patches.shape[1], rows, columns)
+        class_token = (self.cls_token + positions[:, :1]).expand(patches.shape[0], -1, -1)
+        return patches, FluxViTGrid(patches.shape[1], rows, columns, class_token, positions[:, 1:])
 
 
-def _gather(tokens: Tensor, positions: Tensor, keep_indices: Tensor, in_order: bool) -> Tensor:
-    """Tokens (B, N, D), positions (1, 1 + N, D) with the class token's first, (B, K) -> the kept, placed (B, K, D)."""
+def _place(patches: Tensor, grid: FluxViTGrid, keep_indices: Tensor, in_order: bool) -> Tensor:
+    """The class token and the kept patches at their positions, (B, 1 + K, D); `in_order`: the indices rise."""
+    tokens = patches.flatten(1, 2).to(grid.class_token.dtype)
     if in_order and keep_indices.shape[1] == tokens.shape[1]:
-        return tokens + positions[:, 1:]
-    kept = tokens.gather(1, keep_indices[..., None].expand(-1, -1, tokens.shape[2]))
-    return kept + positions[0, 1:][keep_indices]
+        kept = tokens + grid.positions
+    else:
+        kept = tokens.gather(1, keep_indices[..., None].expand(-1, -1, tokens.shape[2]))
+        kept = kept + grid.positions[0][keep_indices]
+    return torch.cat([grid.class_token, kept], dim=1)
 
 
 def _check_keep_indices(keep_indices: Tensor, batch: int, num_patches: int) -> None:
@@ -459,10 +451,16 @@ class FluxViTEncoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList([FluxViTLayer(config, index) for index in range(config.num_hidden_layers)])
 
-    def forward(self, hidden_states: Tensor, **kwargs: Unpack[TransformersKwargs]) -> Tensor:
-        for layer in self.layer:
+    def forward(
+        self, hidden_states: Tensor, layers: Sequence[int] = (), **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """(B, 1 + K, D) -> the last layer's output, and those of `layers`, in their order."""
+        states = {}
+        for index, layer in enumerate(self.layer):
             hidden_states = layer(hidden_states, **kwargs)
-        return hidden_states
+            if index in layers:
+                states[index] = hidden_states
+        return hidden_states, tuple(states[index] for index in layers)
 
 
 class FluxViTAttentionPoolingHead(nn.Module):
@@ -566,18 +564,80 @@ class FluxViTPreTrainedModel(PreTrainedModel):
         elif isinstance(module, FluxViTEmbeddings):
             init.trunc_normal_(module.cls_token, std=self.config.initializer_range)
 
+    # The four steps. `forward` composes them, and so do training and evaluation at several budgets and a teacher.
 
-@auto_docstring(custom_intro="The FluxViT encoder with its attention-pooling projectors, one for each trained budget.")
-class FluxViTModel(FluxViTPreTrainedModel):
-    def __init__(self, config: FluxViTConfig):
-        super().__init__(config)
-        self.embeddings = FluxViTEmbeddings(config)
-        self.encoder = FluxViTEncoder(config)
-        self.projectors = nn.ModuleList([FluxViTAttentionPoolingHead(config) for _ in config.token_budgets])
-        self.post_init()
+    def embed(self, pixel_values_videos: Tensor) -> tuple[Tensor, FluxViTGrid]:
+        """Embeds every patch.
 
-    def get_input_embeddings(self) -> FluxViTPatchEmbeddings:
-        return self.embeddings.patch_embeddings
+        Args:
+            pixel_values_videos: (B, T, C, H, W).
+
+        Returns:
+            Patches (B, T', L, D) before positions, in float32 whatever the model's dtype, and their grid.
+
+        Raises:
+            ValueError: another rank or channel count, or a clip that is not whole patches.
+        """
+        return self.base_model.embeddings(pixel_values_videos)
+
+    def select(self, patches: Tensor, token_budgets: Sequence[int | None]) -> list[Tensor]:
+        """Chooses patches by `config.token_selection`, scoring them once.
+
+        Args:
+            patches: (B, T', L, D) of `embed`.
+            token_budgets: Tokens to keep; None and budgets above the clip's patches keep all.
+
+        Returns:
+            For each budget keep_indices (B, K), rising positions in the flattened (time, row, column) grid.
+        """
+        return select_tokens_at_budgets(
+            patches, token_budgets, self.config.token_selection, self.config.num_token_groups
+        )
+
+    def encode(
+        self,
+        patches: Tensor,
+        grid: FluxViTGrid,
+        keep_indices: Tensor,
+        layers: Sequence[int] = (),
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Encodes some of the patches.
+
+        Args:
+            patches, grid: Of `embed`.
+            keep_indices: (B, K) rising positions in the flattened grid.
+            layers: Layers whose outputs are wanted too, counted from 0.
+
+        Returns:
+            The last layer's output (B, 1 + K, D), the class token first, and one such tensor for each of `layers`.
+
+        Raises:
+            ValueError: indices of another kind, shape or range, or a layer that the model does not have.
+        """
+        unknown = [layer for layer in layers if not 0 <= layer < self.config.num_hidden_layers]
+        if unknown:
+            raise ValueError(f"layers must lie in [0, {self.config.num_hidden_layers}), got {unknown}")
+        _check_keep_indices(keep_indices, patches.shape[0], patches.shape[1] * patches.shape[2])
+        return self.base_model.encoder(_place(patches, grid, keep_indices, in_order=True), layers, **kwargs)
+
+    def pool(
+        self, hidden_states: Tensor, head: int, attention: bool = False, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Pools tokens by a head's projector.
+
+        Args:
+            hidden_states: (B, 1 + K, D) of `encode`.
+            head: Index into `config.token_budgets`.
+            attention: Whether the query's attention is wanted.
+
+        Returns:
+            Features (B, P), and the attention (B, num_pooling_heads, 1, 1 + K), or None.
+        """
+        if attention:
+            kwargs["output_pooler_attentions"] = True
+        pooled, weights = self.base_model.projectors[head](hidden_states, **kwargs)
+        return pooled, weights if attention else None
 
     def resolve_head(self, kept_tokens: int, head: int | None = None) -> int:
         """The projector and classifier to use: `head`, or the one trained nearest `kept_tokens`, ties to the larger.
@@ -595,6 +655,39 @@ class FluxViTModel(FluxViTPreTrainedModel):
         if isinstance(head, bool) or not isinstance(head, (int, np.integer)) or not 0 <= head < len(budgets):
             raise ValueError(f"head must be an index from 0 to {len(budgets) - 1} into token_budgets, got {head!r}")
         return int(head)
+
+    def parameter_depth(self, name: str) -> int:
+        """The depth of a parameter for layer-wise learning rates: 0 for the embeddings, i + 1 for layer i, and
+        `num_hidden_layers + 1` for what comes after them and, as in the official code, the global position encoding.
+        """
+        parts = name.removeprefix(f"{self.base_model_prefix}.").split(".")
+        if parts[:2] == ["encoder", "layer"]:
+            return int(parts[2]) + 1
+        if parts[0] == "embeddings" and "global_position_encoding" not in parts:
+            return 0
+        return self.config.num_hidden_layers + 1
+
+    def takes_weight_decay(self, name: str, parameter: Tensor) -> bool:
+        """Whether weight decay is for this parameter: matrices, but not the class token and the position table."""
+        return parameter.ndim > 1 and not name.endswith(("cls_token", "position_embeddings.table"))
+
+    def compile_layers(self, **kwargs) -> None:
+        """Compiles each layer in place, as `torch.nn.Module.compile` does; all have one graph."""
+        for layer in self.base_model.encoder.layer:
+            layer.compile(**kwargs)
+
+
+@auto_docstring(custom_intro="The FluxViT encoder with its attention-pooling projectors, one for each trained budget.")
+class FluxViTModel(FluxViTPreTrainedModel):
+    def __init__(self, config: FluxViTConfig):
+        super().__init__(config)
+        self.embeddings = FluxViTEmbeddings(config)
+        self.encoder = FluxViTEncoder(config)
+        self.projectors = nn.ModuleList([FluxViTAttentionPoolingHead(config) for _ in config.token_budgets])
+        self.post_init()
+
+    def get_input_embeddings(self) -> FluxViTPatchEmbeddings:
+        return self.embeddings.patch_embeddings
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -632,32 +725,19 @@ class FluxViTModel(FluxViTPreTrainedModel):
         ```
         """
         token_budget = self.config.token_budget if token_budget is None else as_count("token_budget", token_budget)
-        [(hidden_states, keep_indices)] = self.embeddings(pixel_values_videos, [token_budget], keep_indices)
-        head = self.resolve_head(keep_indices.shape[1], head)
-        hidden_states = self.encoder(hidden_states, **kwargs)
-        pooled, _ = self.projectors[head](hidden_states, **kwargs)
+        patches, grid = self.embed(pixel_values_videos)
+        given = keep_indices is not None  # in any order, then
+        if given:
+            _check_keep_indices(keep_indices, patches.shape[0], patches.shape[1] * patches.shape[2])
+        else:
+            [keep_indices] = self.select(patches, [token_budget])
+        hidden_states, _ = self.encoder(_place(patches, grid, keep_indices, in_order=not given), **kwargs)
+        pooled, _ = self.pool(hidden_states, self.resolve_head(keep_indices.shape[1], head), **kwargs)
         return FluxViTModelOutput(last_hidden_state=hidden_states, pooler_output=pooled, keep_indices=keep_indices)
 
-    def encode_at_budgets(
-        self, pixel_values_videos: Tensor, token_budgets: Sequence[int | None], heads: Sequence[int | None]
-    ) -> list[FluxViTModelOutput]:
-        """`forward` at several budgets of the same clips, embedding, scoring and placing the patches once.
 
-        Args:
-            pixel_values_videos: (B, T, C, H, W).
-            token_budgets: Tokens to keep, one output each; None and budgets above the clip's patches keep all.
-            heads: For each budget the projector to use; None for the one trained nearest the tokens kept.
-
-        Returns:
-            For each budget the `last_hidden_state`, `pooler_output` and `keep_indices` that `forward` would give.
-        """
-        outputs = []
-        embedded = self.embeddings(pixel_values_videos, token_budgets)
-        for (hidden_states, keep_indices), head in zip(embedded, heads, strict=True):
-            hidden_states = self.encoder(hidden_states)
-            pooled, _ = self.projectors[self.resolve_head(keep_indices.shape[1], head)](hidden_states)
-            outputs.append(FluxViTModelOutput(hidden_states, pooled, keep_indices))
-        return outputs
+def _copies(modules: nn.ModuleList, indices: Sequence[int]) -> nn.ModuleList:
+    return nn.ModuleList([copy.deepcopy(modules[index]) for index in indices])
 
 
 @auto_docstring(
@@ -689,20 +769,38 @@ class FluxViTForVideoClassification(FluxViTPreTrainedModel):
             raise ValueError(f"head must be from 1 to {len(self.alignment_decoders)} to be aligned, got {head}")
         return self.alignment_decoders[head - 1](pooled)
 
-    def parameter_depth(self, name: str) -> int:
-        """The depth of a parameter for layer-wise learning rates: 0 for the embeddings, i + 1 for layer i, and
-        `num_hidden_layers + 1` for what comes after them and, as in the official code, the global position encoding.
-        """
-        parts = name.removeprefix("fluxvit.").split(".")
-        if parts[:2] == ["encoder", "layer"]:
-            return int(parts[2]) + 1
-        if parts[0] == "embeddings" and "global_position_encoding" not in parts:
-            return 0
-        return self.config.num_hidden_layers + 1
+    def freeze_alignment(self) -> None:
+        """Leaves the alignment decoders as they are, for training that aligns nothing."""
+        self.alignment_decoders.requires_grad_(False)
 
-    def takes_weight_decay(self, name: str, parameter: Tensor) -> bool:
-        """Whether weight decay is for this parameter: matrices, but not the class token and the position table."""
-        return parameter.ndim > 1 and not name.endswith(("cls_token", "position_embeddings.table"))
+    def heads(self) -> list[nn.Module]:
+        """All that follows the encoder: projectors, norm, classifiers and alignment decoders."""
+        return [self.fluxvit.projectors, self.fc_norm, self.classifiers, self.alignment_decoders]
+
+    def with_token_budgets(self, token_budgets: Sequence[int]) -> "FluxViTForVideoClassification":
+        """The model with one head for each of `token_budgets`, each a copy of the one trained nearest.
+
+        Alignment decoders are copied in the same way where the model has some; the first budgets of a model without
+        any get new ones. The encoder is shared with this model, not copied. The default budget is the second one.
+
+        Raises:
+            ValueError: the budgets are not falling whole numbers of at least 1.
+        """
+        budgets, old = list(token_budgets), self.config
+        if budgets == old.token_budgets:
+            return self
+        default = sorted(budgets, reverse=True)[min(1, len(budgets) - 1)]
+        config = type(old)(**{**old.to_dict(), "token_budgets": budgets, "token_budget": default})
+        config._attn_implementation = old._attn_implementation
+        sources = [self.resolve_head(budget) for budget in config.token_budgets]
+        new = type(self)(config)
+        new.fluxvit.embeddings, new.fluxvit.encoder = self.fluxvit.embeddings, self.fluxvit.encoder
+        new.fluxvit.projectors = _copies(self.fluxvit.projectors, sources)
+        new.fc_norm, new.dropout = self.fc_norm, self.dropout
+        new.classifiers = _copies(self.classifiers, sources)
+        if len(self.alignment_decoders):
+            new.alignment_decoders = _copies(self.alignment_decoders, [max(source, 1) - 1 for source in sources[1:]])
+        return new.train(self.training)
 
     @can_return_tuple
     @auto_docstring
@@ -744,7 +842,7 @@ class FluxViTForVideoClassification(FluxViTPreTrainedModel):
         outputs: FluxViTModelOutput = self.fluxvit(
             pixel_values_videos, token_budget=token_budget, head=head, keep_indices=keep_indices, **kwargs
         )
-        logits = self.classify(outputs.pooler_output, self.fluxvit.resolve_head(outputs.keep_indices.shape[1], head))
+        logits = self.classify(outputs.pooler_output, self.resolve_head(outputs.keep_indices.shape[1], head))
         loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
         return FluxViTForVideoClassificationOutput(loss=loss, logits=logits, **outputs)
 

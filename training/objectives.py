@@ -5,14 +5,14 @@ Every trainable parameter gets a gradient at every step: a model is first given 
 (`with_token_budgets`), so no distributed wrapper has to look for unused ones.
 """
 
-import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import ModelOutput
 
-from flux_hf.modeling_fluxvit import FluxViTForVideoClassification
+from flux_hf.protocol import VideoTokenClassifier, features_at_budgets, logits_at_budgets
 
 
 @dataclass
@@ -21,51 +21,15 @@ class ObjectiveOutput(ModelOutput):
 
     Args:
         loss: Scalar, where targets were given.
-        logits: (B, num_labels), where none were.
+        logits: (B, num_labels) at each budget asked for, where none were.
         cross_entropies: (budgets,) detached, where targets were given.
         alignment: Scalar, detached, where targets were given.
     """
 
     loss: Tensor | None = None
-    logits: Tensor | None = None
+    logits: tuple[Tensor, ...] | None = None
     cross_entropies: Tensor | None = None
     alignment: Tensor | None = None
-
-
-def with_token_budgets(model: FluxViTForVideoClassification, token_budgets: list[int]) -> FluxViTForVideoClassification:
-    """The model with one projector and classifier for each of `token_budgets`, each a copy of the one trained nearest.
-
-    Alignment decoders are copied in the same way where the model has some; the first budgets of a model without any
-    get new ones. The encoder is shared with `model`, not copied.
-
-    Args:
-        model: Any FluxViT or InternVideo2 classifier.
-        token_budgets: Falling, as in the config.
-
-    Raises:
-        ValueError: the budgets are not falling whole numbers of at least 1.
-    """
-    old = model.config
-    if list(token_budgets) == old.token_budgets:
-        return model
-    values = {**old.to_dict(), "token_budgets": list(token_budgets), "token_budget": _default_budget(token_budgets)}
-    config = type(old)(**values)
-    config._attn_implementation = old._attn_implementation
-    sources = [model.fluxvit.resolve_head(budget) for budget in config.token_budgets]
-    new = FluxViTForVideoClassification(config)
-    projectors = [copy.deepcopy(model.fluxvit.projectors[source]) for source in sources]
-    new.fluxvit.embeddings, new.fluxvit.encoder = model.fluxvit.embeddings, model.fluxvit.encoder
-    new.fluxvit.projectors = nn.ModuleList(projectors)
-    new.fc_norm, new.dropout = model.fc_norm, model.dropout
-    new.classifiers = nn.ModuleList([copy.deepcopy(model.classifiers[source]) for source in sources])
-    if len(model.alignment_decoders):
-        nearest = [max(source, 1) - 1 for source in sources[1:]]
-        new.alignment_decoders = nn.ModuleList([copy.deepcopy(model.alignment_decoders[index]) for index in nearest])
-    return new.train(model.training)
-
-
-def _default_budget(token_budgets: list[int]) -> int:
-    return sorted(token_budgets, reverse=True)[min(1, len(token_budgets) - 1)]
 
 
 class FluxObjective(nn.Module):
@@ -76,13 +40,11 @@ class FluxObjective(nn.Module):
             binary cross entropy, everything else cross entropy with soft targets.
     """
 
-    def __init__(self, model: FluxViTForVideoClassification, alignment_weight: float = 0.0):
+    def __init__(self, model: VideoTokenClassifier, alignment_weight: float = 0.0):
         super().__init__()
         if alignment_weight < 0:
             raise ValueError(f"alignment_weight must not be negative, got {alignment_weight}")
         self.model, self.alignment_weight = model, alignment_weight
-        if not alignment_weight:
-            model.alignment_decoders.requires_grad_(False)
 
     def classification_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean over the batch; logits (B, C), targets (B, C) of probabilities. In float32 whatever the logits are."""
@@ -91,26 +53,21 @@ class FluxObjective(nn.Module):
         return nn.functional.cross_entropy(logits.float(), targets.float())
 
     def forward(
-        self, pixel_values_videos: Tensor, targets: Tensor | None = None, token_budget: int | None = None
+        self, pixel_values_videos: Tensor, targets: Tensor | None = None, token_budgets: Sequence[int | None] = ()
     ) -> ObjectiveOutput:
-        """The training loss, or the logits at one budget: both go through here, where distributed wrappers hook in.
+        """The training loss, or logits: both go through here, where distributed wrappers hook in.
 
         Args:
             pixel_values_videos: (B, T, 3, H, W), normalised.
             targets: (B, C) of probabilities; None asks for logits.
-            token_budget: For the logits; None for the model's default.
+            token_budgets: For the logits; None is the model's default.
         """
         if targets is None:
-            return ObjectiveOutput(logits=self.model(pixel_values_videos, token_budget=token_budget).logits)
+            return ObjectiveOutput(logits=tuple(logits_at_budgets(self.model, pixel_values_videos, token_budgets)))
         budgets = self.model.config.token_budgets
-        heads = range(len(budgets))
-        outputs = self.model.fluxvit.encode_at_budgets(pixel_values_videos, budgets, heads)
-        pooled = [output.pooler_output for output in outputs]
-        losses = [
-            self.classification_loss(self.model.classify(feature, head), targets)
-            for feature, head in zip(pooled, heads, strict=True)
-        ]
-        alignment = self.alignment(pooled)
+        pooled = features_at_budgets(self.model, pixel_values_videos, budgets, range(len(budgets)))
+        losses = [self.classification_loss(self.model.classify(feature, head), targets) for feature, head in pooled]
+        alignment = self.alignment([feature for feature, _ in pooled])
         loss = sum(losses) + self.alignment_weight * alignment
         return ObjectiveOutput(loss=loss, cross_entropies=torch.stack(losses).detach(), alignment=alignment.detach())
 
@@ -126,7 +83,7 @@ class FluxSingle(FluxObjective):
         ValueError: the model has several heads.
     """
 
-    def __init__(self, model: FluxViTForVideoClassification):
+    def __init__(self, model: VideoTokenClassifier):
         if len(model.config.token_budgets) != 1:
             raise ValueError(f"FluxSingle trains one budget, the model has {model.config.token_budgets}")
         super().__init__(model)
@@ -146,7 +103,7 @@ class FluxMulti(FluxObjective):
         ValueError: the model has a single budget, or a negative weight.
     """
 
-    def __init__(self, model: FluxViTForVideoClassification, alignment_weight: float = 1.0):
+    def __init__(self, model: VideoTokenClassifier, alignment_weight: float = 1.0):
         if len(model.config.token_budgets) < 2:
             raise ValueError(f"FluxMulti trains two budgets or more, the model has {model.config.token_budgets}")
         super().__init__(model, alignment_weight)

@@ -136,5 +136,14 @@ def test_internvideo2_as_classifier_and_as_teacher(teacher, teacher_golden):
     pooled = normalize(outputs.pooler_output, dim=-1)
     torch.testing.assert_close(pooled, teacher_golden["teacher_pooled"], **TOLERANCE)
     (attention,) = outputs.pooler_attentions
-    attention = attention.mean(1)[:, 0, 1:]
-    torch.testing.assert_close(attention, teacher_golden["teacher_attention"], **TOLERANCE)
+    torch.testing.assert_close(attention.mean(1)[:, 0, 1:], teacher_golden["teacher_attention"], **TOLERANCE)
+
+    # and in four steps, as a distillation asks it
+    patches, grid = teacher.embed(pixels(teacher_golden["video_uint8"]))
+    [everything] = teacher.select(patches, [None])
+    hidden_states, states = teacher.encode(patches, grid, everything, layers)
+    features = torch.stack([normalize(state, dim=-1) for state in states])
+    torch.testing.assert_close(features, teacher_golden["teacher_layers"], **TOLERANCE)
+    pooled, attention = teacher.pool(hidden_states, 0, attention=True)
+    torch.testing.assert_close(normalize(pooled, dim=-1), teacher_golden["teacher_pooled"], **TOLERANCE)
+    torch.testing.assert_close(attention.mean(1)[:, 0, 1:], teacher_golden["teacher_attention"], **TOLERANCE)

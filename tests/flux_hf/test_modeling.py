@@ -181,6 +181,33 @@ def test_head_chooses_projector_and_classifier():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("cls", [FluxViTModel, FluxViTForVideoClassification])
+@torch.no_grad()
+def test_forward_is_the_four_steps(cls):
+    model, video = cls(tiny_model().config).eval(), clip(2, 8, 3, 56, 56)
+    patches, grid = model.embed(video)
+    assert patches.shape == (2, 8, 16, model.config.hidden_size) and grid[:3] == (8, 4, 4)
+    for keep_indices, budget in zip(model.select(patches, [None, 20, 999]), (128, 20, 128), strict=True):
+        expected = model(video, token_budget=budget, output_hidden_states=True)
+        assert torch.equal(keep_indices, expected.keep_indices)
+        hidden_states, states = model.encode(patches, grid, keep_indices, layers=(1, 0))
+        assert torch.equal(hidden_states, expected.last_hidden_state)
+        assert torch.equal(states[0], expected.hidden_states[2]) and torch.equal(states[1], expected.hidden_states[1])
+        head = model.resolve_head(budget)
+        feature, attention = model.pool(hidden_states, head)
+        assert torch.equal(feature, expected.pooler_output) and attention is None
+        assert model.pool(hidden_states, head, attention=True)[1].shape[2:] == (1, 1 + budget)
+
+
+def test_steps_refuse_what_is_not_there():
+    model = tiny_model()
+    patches, grid = model.embed(clip(1, 8, 3, 56, 56))
+    with pytest.raises(ValueError, match=r"layers must lie in \[0, 2\), got \[2\]"):
+        model.encode(patches, grid, torch.tensor([[0, 1]]), layers=[0, 2])
+    with pytest.raises(ValueError, match=r"keep_indices.*\[0, 128\)"):
+        model.encode(patches, grid, torch.tensor([[0, 128]]))
+
+
 def test_keep_indices_may_be_given():
     model, video = tiny_model(), clip(2, 8, 3, 56, 56)
     selected = model(video, token_budget=40)
