@@ -202,8 +202,8 @@ def test_forward_is_the_four_steps(cls):
 def test_steps_refuse_what_is_not_there():
     model = tiny_model()
     patches, grid = model.embed(clip(1, 8, 3, 56, 56))
-    with pytest.raises(ValueError, match=r"layers must lie in \[0, 2\), got \[2\]"):
-        model.encode(patches, grid, torch.tensor([[0, 1]]), layers=[0, 2])
+    with pytest.raises(ValueError, match=r"layers must lie in \[0, 3\), got \[3\]"):
+        model.encode(patches, grid, torch.tensor([[0, 1]]), layers=[0, 3])
     with pytest.raises(ValueError, match=r"keep_indices.*\[0, 128\)"):
         model.encode(patches, grid, torch.tensor([[0, 128]]))
 
