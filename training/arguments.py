@@ -11,9 +11,8 @@ import yaml
 from transformers import HfArgumentParser
 
 from .data.augment import AUGMENT_PRESETS
-from .data.clips import FRAME_TEMPLATE
-from .data.dataset import SAMPLING_RULES
-from .data.sampling import SAMPLING_PRESETS
+from .data.reader import FRAME_TEMPLATE
+from .data.sampling import SAMPLING_PRESETS, SAMPLING_RULES
 
 
 def _flag(default, help: str, choices: list | None = None):

@@ -15,17 +15,9 @@ from pathlib import Path
 
 import torch
 
-from .data.clips import (
-    FRAME_TEMPLATE,
-    READ_ERRORS,
-    Clip,
-    FrameFolder,
-    VideoFile,
-    describe_failure,
-    iter_frames,
-    read_clips,
-)
 from .data.dataset import Failure
+from .data.reader import FRAME_TEMPLATE, READ_ERRORS, Clip, FrameFolder, VideoFile, describe_failure, iter_frames
+from .data.sources import read_clips
 
 
 class _Checks(torch.utils.data.Dataset):

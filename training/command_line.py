@@ -21,7 +21,8 @@ import flux_hf
 from flux_hf.modeling_fluxvit import FluxViTForVideoClassification
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
-from .data.clips import Clip, read_clips
+from .data.reader import Clip
+from .data.sources import read_clips
 from .inference.prediction import MULTI_LABEL, EvalPoint, Predictions, predict_clips
 
 

@@ -40,7 +40,7 @@ from .command_line import (
     temporary_name,
     write_csv,
 )
-from .data.clips import Clip
+from .data.reader import Clip
 from .engine.checkpoint import write_json
 from .inference.prediction import (
     EvalPoint,

@@ -1,7 +1,7 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
 """The same model under `transformers.Trainer`, for those whose scripts are built on it: one clip shape, one budget.
 
-    python -m training.finetune_with_trainer --model_name_or_path CHECKPOINT --train_data train.csv \
+    python -m training.finetune_with_trainer --model_name_or_path CHECKPOINT --data train.csv \
         --validation_data val.csv --output_dir out --token_budget 1024 --num_train_epochs 5
 
 Takes every flag of `TrainingArguments`. Flux's own training (several budgets, clip shapes drawn anew at each step) is
@@ -18,15 +18,16 @@ from flux_hf.modeling_fluxvit import FluxViTForVideoClassification
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
 from .data.augment import AUGMENT_PRESETS, ClipAugment
-from .data.clips import label_names, read_clips
 from .data.dataset import ClipDataset
 from .data.sampling import ClipRequest
+from .data.sources import label_names, read_clips
+from .data.targets import ClassTargets
 
 
 @dataclass
 class ScriptArguments:
     model_name_or_path: str = field(metadata={"help": "checkpoint to start from"})
-    train_data: str = field(metadata={"help": "as in training.finetune"})
+    data: str = field(metadata={"help": "as in training.finetune"})
     validation_data: str | None = field(default=None, metadata={"help": "as in training.finetune"})
     token_budget: int | None = field(default=None, metadata={"help": "tokens to train at; else the model's default"})
     augmentation: str = field(default="light", metadata={"help": "preset", "choices": list(AUGMENT_PRESETS)})
@@ -57,7 +58,7 @@ def top1(prediction: EvalPrediction) -> dict[str, float]:
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser = HfArgumentParser((ScriptArguments, TrainingArguments), description=__doc__.split("\n")[0])
     script, training = parser.parse_args_into_dataclasses(arguments)
-    train = read_clips(script.train_data)
+    train = read_clips(script.data)
     labels = label_names(train)
     changes = {} if script.token_budget is None else {"token_budget": script.token_budget}
     model = FluxViTForVideoClassification.from_pretrained(
@@ -72,7 +73,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
     def dataset(clips, preset: str, rule: str | None) -> TrainerClips:
         augment = ClipAugment(AUGMENT_PRESETS[preset])
-        own = ClipDataset(clips, model.config.label2id, augment, training.seed, sampling_rule=rule)
+        own = ClipDataset(clips, ClassTargets(model.config.label2id), augment, training.seed, sampling_rule=rule)
         return TrainerClips(own, *shape)
 
     held_out = script.validation_data and dataset(read_clips(script.validation_data), "none", "center")

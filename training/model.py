@@ -13,8 +13,10 @@ from flux_hf.configuration_fluxvit import FluxViTConfig
 from flux_hf.modeling_fluxvit import FluxViTForVideoClassification
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
-from .arguments import FinetuneArguments
-from .objectives import FluxMulti, FluxObjective, FluxSingle, with_token_budgets
+from .arguments import ModelArguments, ObjectiveArguments
+from .data.targets import MULTI_LABEL
+from .engine.optim import freeze_layers
+from .objectives import FluxMulti, FluxObjective, FluxSingle
 
 
 logger = get_logger(__name__)
@@ -24,37 +26,34 @@ LORA_TARGETS = ["attention.qkv", "attention.out_proj", "mlp.fc1", "mlp.fc2"]
 
 
 def build_model(
-    args: FinetuneArguments, labels: list[str]
+    args: ModelArguments, objective: ObjectiveArguments, labels: list[str], multi_label: bool = False
 ) -> tuple[FluxViTForVideoClassification, FluxViTVideoProcessor]:
     """The model, pretrained or new, with one output a label and one head a budget, and its processor."""
     changes = {"num_frames": args.num_frames, "image_size": args.size, "drop_path_rate": args.drop_path_rate}
     changes["classifier_dropout"] = args.classifier_dropout
     changes = {name: value for name, value in changes.items() if value is not None}
-    if args.multi_label:
-        changes["problem_type"] = "multi_label_classification"
+    if multi_label:
+        changes["problem_type"] = MULTI_LABEL
     if args.model_name_or_path:
         model = _pretrained_model(args, labels, changes)
     else:
-        given = json.loads(Path(args.config_name).read_text())
-        model = FluxViTForVideoClassification._from_config(
-            FluxViTConfig(**{**given, **changes, **_label_fields(labels), **_budget_fields(args, given)}),
-            **_attention(args),
-        )
-    model = with_token_budgets(model, _wanted_budgets(args, model.config))
+        given = json.loads(Path(args.config_name).read_text(encoding="utf-8"))
+        fields = {**given, **changes, **_label_fields(labels), **_budget_fields(objective, given)}
+        model = FluxViTForVideoClassification._from_config(FluxViTConfig(**fields), **_attention(args))
+    model = model.with_token_budgets(_wanted_budgets(objective, model.config))
     config = model.config
     height, width = config.image_height_width
     if height != width:
         raise ValueError(f"clips must be square: give --size, the model's image_size is {config.image_size}")
     settings = {"num_frames": config.num_frames, "size": {"shortest_edge": height}, "patch_size": config.patch_size}
     if args.model_name_or_path:
-        hub = {"revision": args.revision, "cache_dir": args.cache_dir}
-        return model, FluxViTVideoProcessor.from_pretrained(args.model_name_or_path, token_plan=None, **hub, **settings)
+        settings.update(_hub(args), token_plan=None)
+        return model, FluxViTVideoProcessor.from_pretrained(args.model_name_or_path, **settings)
     return model, FluxViTVideoProcessor(**settings)
 
 
-def _pretrained_model(args: FinetuneArguments, labels: list[str], changes: dict) -> FluxViTForVideoClassification:
-    hub = {"revision": args.revision, "cache_dir": args.cache_dir}
-    known = FluxViTConfig.from_pretrained(args.model_name_or_path, **hub).id2label
+def _pretrained_model(args: ModelArguments, labels: list[str], changes: dict) -> FluxViTForVideoClassification:
+    known = FluxViTConfig.from_pretrained(args.model_name_or_path, **_hub(args)).id2label
     same_labels = set(known.values()) == set(labels)
     if same_labels:
         labels = [known[index] for index in range(len(known))]  # its classifier's order
@@ -64,7 +63,7 @@ def _pretrained_model(args: FinetuneArguments, labels: list[str], changes: dict)
         args.model_name_or_path,
         ignore_mismatched_sizes=True,
         token_plan=None,
-        **hub,
+        **_hub(args),
         **changes,
         **_label_fields(labels),
         **_attention(args),
@@ -77,7 +76,11 @@ def _pretrained_model(args: FinetuneArguments, labels: list[str], changes: dict)
     return model
 
 
-def _attention(args: FinetuneArguments) -> dict[str, str]:
+def _hub(args: ModelArguments) -> dict[str, str | None]:
+    return {"revision": args.revision, "cache_dir": args.cache_dir}
+
+
+def _attention(args: ModelArguments) -> dict[str, str]:
     return {} if args.attn_implementation is None else {"attn_implementation": args.attn_implementation}
 
 
@@ -85,20 +88,20 @@ def _label_fields(labels: list[str]) -> dict[str, dict]:
     return {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
 
 
-def _budget_fields(args: FinetuneArguments, given: dict) -> dict[str, Any]:
-    budgets = sorted(args.token_budgets or given.get("token_budgets", []), reverse=True)
+def _budget_fields(objective: ObjectiveArguments, given: dict) -> dict[str, Any]:
+    budgets = sorted(objective.token_budgets or given.get("token_budgets", []), reverse=True)
     return {"token_budgets": budgets, "token_budget": budgets[0]} if budgets else {}
 
 
-def _wanted_budgets(args: FinetuneArguments, config: FluxViTConfig) -> list[int]:
-    if args.token_budgets:
-        return sorted(set(args.token_budgets), reverse=True)
-    if args.objective == "single":  # the official script's choice among three: the middle one
+def _wanted_budgets(objective: ObjectiveArguments, config: FluxViTConfig) -> list[int]:
+    if objective.token_budgets:
+        return sorted(set(objective.token_budgets), reverse=True)
+    if objective.objective == "single":  # the official script's choice among three: the middle one
         return [config.token_budgets[len(config.token_budgets) // 2]]
     return config.token_budgets
 
 
-def add_lora(model: FluxViTForVideoClassification, args: FinetuneArguments) -> PeftModel:
+def add_lora(model: FluxViTForVideoClassification, args: ModelArguments) -> PeftModel:
     """Puts low-rank updates into the layers, which else are frozen, as are the embeddings; heads are trained.
 
     Returns:
@@ -111,22 +114,34 @@ def add_lora(model: FluxViTForVideoClassification, args: FinetuneArguments) -> P
         target_modules=[f"layer.{i}.{name}" for i in range(model.config.num_hidden_layers) for name in LORA_TARGETS],
     )
     adapted = get_peft_model(model, config)
-    for head in (model.fluxvit.projectors, model.fc_norm, model.classifiers, model.alignment_decoders):
+    for head in model.heads():
         head.requires_grad_(True)
     return adapted
 
 
-def build_objective(model: FluxViTForVideoClassification, args: FinetuneArguments) -> FluxObjective:
-    if args.objective == "single":
+def build_objective(
+    model: FluxViTForVideoClassification, args: ModelArguments, objective: ObjectiveArguments
+) -> FluxObjective:
+    """The objective around the model, made ready for training: what is frozen, recomputed, adapted and compiled."""
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if args.lora_rank:
+        add_lora(model, args)
+    freeze_layers(model, args.freeze_layers)
+    if args.torch_compile:
+        model.compile_layers()
+    if objective.objective == "single":
+        model.freeze_alignment()
         return FluxSingle(model)
-    return FluxMulti(model, args.alignment_weight)
+    if not objective.alignment_weight:
+        model.freeze_alignment()
+    return FluxMulti(model, objective.alignment_weight)
 
 
 def export_model(
-    directory: Path, collected: dict[str, Any], args: FinetuneArguments, config: FluxViTConfig, processor
+    directory: Path, weights: dict[str, Any], args: ModelArguments, config: FluxViTConfig, processor
 ) -> None:
-    """Saves the model of a collected state, averaged if an average is kept, low-rank updates merged, and processor."""
-    weights = {**collected["objective"], **(collected["ema"] or {})}
+    """Saves the model of an objective's weights, low-rank updates merged, and its processor."""
     weights = {name.removeprefix("model."): weight for name, weight in weights.items()}
     model = FluxViTForVideoClassification(config)
     if args.lora_rank:

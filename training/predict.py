@@ -21,7 +21,8 @@ from accelerate import Accelerator
 from flux_hf.configuration_fluxvit import FluxViTConfig
 
 from .command_line import count, load_checkpoint, new_parser, run_model, write_csv
-from .data.clips import VIDEO_SUFFIXES, Clip, VideoFile, read_clips
+from .data.reader import VIDEO_SUFFIXES, Clip, VideoFile
+from .data.sources import read_clips
 from .inference.prediction import Predictions, resolve_point
 
 

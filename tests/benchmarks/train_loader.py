@@ -22,7 +22,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from training.data import augment
 from training.data.augment import AUGMENT_PRESETS, AugmentConfig, ClipAugment, RandAugment
-from training.data.clips import VideoFile
+from training.data.reader import VideoFile
 
 
 NUM_FRAMES, SIZE, NUM_SAMPLE, CONFIG = 8, 224, 2, AUGMENT_PRESETS["released"]

@@ -14,9 +14,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from flux_hf import FluxViTForVideoClassification, FluxViTVideoProcessor
-from training.arguments import FinetuneArguments
+from training.arguments import ModelArguments
 from training.engine.checkpoint import TrainingState, collect, load_checkpoint, save_checkpoint
-from training.engine.optim import ExponentialMovingAverage, cosine_schedule, parameter_groups
+from training.engine.ema import ExponentialMovingAverage
+from training.engine.optim import cosine_schedule, parameter_groups
 from training.model import export_model
 from training.objectives import FluxMulti
 
@@ -80,9 +81,8 @@ def main(folder: Path) -> None:
     cut = build(0, mesh)
     train(cut, 3, share)
 
-    def export(directory: Path, collected: dict) -> None:
-        args = FinetuneArguments(output_dir=str(folder))
-        export_model(directory, collected, args, CONFIG, FluxViTVideoProcessor(num_frames=4, size=28))
+    def export(directory: Path, weights: dict) -> None:
+        export_model(directory, weights, ModelArguments(), CONFIG, FluxViTVideoProcessor(num_frames=4, size=28))
 
     checkpoint = save_checkpoint(folder, cut, export)
     resumed = build(1, mesh)  # other weights, which the checkpoint's replace
@@ -91,7 +91,7 @@ def main(folder: Path) -> None:
     videos, _ = batch(99)
     resumed.objective.eval()
     with torch.no_grad():
-        logits = resumed.objective(videos, token_budget=8).logits
+        (logits,) = resumed.objective(videos, token_budgets=[8]).logits
     one, other = collect(whole), collect(resumed)
     save_checkpoint(folder, resumed, export)
     if rank == 0:

@@ -8,7 +8,8 @@ import pytest
 import video_files
 
 from training.check_videos import check_clips, main
-from training.data.clips import FrameFolder, read_clips
+from training.data.reader import FrameFolder
+from training.data.sources import read_clips
 
 
 REPOSITORY = Path(__file__).parents[2]

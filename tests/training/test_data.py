@@ -16,19 +16,14 @@ import video_files
 from torch.utils.data import DataLoader
 
 from flux_hf.video_decoding import VideoDecodeError, decode_video, sample_frame_indices
-from training.data.clips import (
-    DatasetRow,
-    FrameFolder,
-    VideoFile,
-    iter_frames,
-    label_names,
-    open_stream,
-    read_clips,
-    stream_label_names,
-)
-from training.data.dataset import ClipDataset, FailureLog, StreamingClips, TooManyFailedClips, collate, pick_frames
+from training.data.dataset import ClipDataset, collate
+from training.data.failures import FailureLog, TooManyFailedClips
 from training.data.frame_cache import cache_clips
-from training.data.sampling import ClipRequest, ClipShape
+from training.data.reader import DatasetRow, FrameFolder, VideoFile, iter_frames
+from training.data.sampling import ClipRequest, ClipShape, pick_frames
+from training.data.sources import label_names, open_stream, read_clips, stream_label_names
+from training.data.streaming import StreamingClips
+from training.data.targets import ClassTargets
 
 
 NUM_CLIPS = 20
@@ -83,8 +78,8 @@ def requests(indices, epoch=0, frames=4):
     return [ClipRequest(index, frames, SIZE, epoch) for index in indices]
 
 
-def label2id(names=LABELS):
-    return {name: index for index, name in enumerate(names)}
+def targets(names=LABELS, multi_label=False):
+    return ClassTargets({name: index for index, name in enumerate(names)}, multi_label)
 
 
 # Sources -------------------------------------------------------------------------------------------------------------
@@ -93,9 +88,8 @@ def label2id(names=LABELS):
 def test_csv_with_header_and_split(folder):
     clips = read_clips(folder / "clips.csv")
     assert [clip.name for clip in clips] == [f"videos/clip {i:02}.mp4" for i in range(NUM_CLIPS)]
-    assert clips[4] == VideoFile("videos/clip 04.mp4", "run", str(folder / "videos/clip 04.mp4"), True)
+    assert clips[4] == VideoFile("videos/clip 04.mp4", "run", str(folder / "videos/clip 04.mp4"))
     assert [clip.name for clip in read_clips(folder / "clips.csv", split="test")] == [c.name for c in clips[15:]]
-    assert not read_clips(folder / "clips.csv", verify=False)[0].verify
     assert label_names(clips) == list(LABELS)
 
 
@@ -385,7 +379,7 @@ def same(one, other):
 
 
 def test_batches_depend_on_neither_workers_nor_order(folder):
-    dataset = ClipDataset(read_clips(folder / "clips.csv"), label2id(), frame_by_frame, seed=3)
+    dataset = ClipDataset(read_clips(folder / "clips.csv"), targets(), frame_by_frame, seed=3)
     batches = [requests(range(start, start + 4), epoch=1) for start in range(0, NUM_CLIPS, 4)]
     alone = load(dataset, batches)
     for other in (load(dataset, batches, 2), load(dataset, batches[::-1], 1)[::-1]):
@@ -400,7 +394,7 @@ def test_batches_depend_on_neither_workers_nor_order(folder):
     assert not any(batch["failures"] for batch in alone)
     # another epoch and another seed: other frames, other augmentation
     others = [load(dataset, [requests(range(NUM_CLIPS), epoch=2)])[0]]
-    changed = ClipDataset(read_clips(folder / "clips.csv"), label2id(), frame_by_frame, seed=4)
+    changed = ClipDataset(read_clips(folder / "clips.csv"), targets(), frame_by_frame, seed=4)
     others.append(load(changed, [requests(range(NUM_CLIPS), epoch=1)])[0])
     for other in others:
         assert not set(other["seeds"].tolist()) & set(torch.cat([b["seeds"] for b in alone]).tolist())
@@ -409,7 +403,7 @@ def test_batches_depend_on_neither_workers_nor_order(folder):
 
 def test_repeated_augmentation_and_rules(folder):
     clips = read_clips(folder / "frames.csv", root=folder / "frames")
-    dataset = ClipDataset(clips, label2id(), frame_by_frame, num_sample=3)
+    dataset = ClipDataset(clips, targets(), frame_by_frame, num_sample=3)
     batch = load(dataset, [requests([2, 1])])[0]
     assert batch["pixel_values_videos"].shape == (6, 4, 3, 96, 160)
     assert batch["labels"].tolist() == [2, 2, 2, 1, 1, 1]
@@ -420,7 +414,7 @@ def test_repeated_augmentation_and_rules(folder):
     # folders of frames take the ssv2 rule, where frame 0 of 11 // 4 = 2 is 0 or 1 and the last at most 7
     expected = pick_frames(11, 4, "ssv2", np.random.default_rng([0, 0, 2, 0, 2])) + 2 * FRAMES_APART
     assert shown[0] == expected.tolist()
-    center = ClipDataset(clips, label2id(), frame_by_frame, sampling_rule="center")
+    center = ClipDataset(clips, targets(), frame_by_frame, sampling_rule="center")
     video = load(center, [requests([2])])[0]["pixel_values_videos"][0]
     assert numbers(video) == (sample_frame_indices(11, 4)[0] + 2 * FRAMES_APART).tolist()
 
@@ -429,25 +423,25 @@ def test_multi_label(folder, tmp_path):
     paths = [str(folder / f"videos/clip {clip:02}.mp4") for clip in range(2)]
     write_csv(tmp_path / "list.csv", [(paths[0], "sit|jump"), (paths[1], "run")])
     clips = read_clips(tmp_path / "list.csv")
-    batch = load(ClipDataset(clips, label2id(), frame_by_frame, num_sample=2, multi_label=True), [requests([0, 1])])[0]
+    batch = load(ClipDataset(clips, targets(multi_label=True), frame_by_frame, num_sample=2), [requests([0, 1])])[0]
     assert batch["labels"].tolist() == [[1, 0, 1], [1, 0, 1], [0, 1, 0], [0, 1, 0]]
     assert batch["labels"].dtype == torch.float32
     with pytest.raises(ValueError, match=r"has the labels \['sit', 'jump'\]: one is needed"):
-        ClipDataset(clips, label2id(), frame_by_frame)
+        ClipDataset(clips, targets(), frame_by_frame)
 
 
 def test_arguments_of_the_data_set(folder):
     clips = read_clips(folder / "clips.csv")
     with pytest.raises(ValueError, match=r"labels must be some of \['jump', 'run'\], got \['sit'\] of clip .*02.mp4"):
-        ClipDataset(clips, label2id(LABELS[:2]), frame_by_frame)
+        ClipDataset(clips, targets(LABELS[:2]), frame_by_frame)
     with pytest.raises(ValueError, match="clip x has no label"):
-        ClipDataset([VideoFile("x", None, "x.mp4")], label2id(), frame_by_frame)
+        ClipDataset([VideoFile("x", None, "x.mp4")], targets(), frame_by_frame)
     with pytest.raises(ValueError, match="at least one clip"):
-        ClipDataset([], label2id(), frame_by_frame)
+        ClipDataset([], targets(), frame_by_frame)
     for option in ({"sampling_rule": "dense"}, {"num_sample": 0}, {"seed": -1}):
         name, value = next(iter(option.items()))
         with pytest.raises(ValueError, match=f"{name}.*{value}"):
-            ClipDataset(clips, label2id(), frame_by_frame, **option)
+            ClipDataset(clips, targets(), frame_by_frame, **option)
 
 
 # Damage --------------------------------------------------------------------------------------------------------------
@@ -465,7 +459,7 @@ def damaged(folder, tmp_path):
 
 
 def test_bad_clips_are_replaced_and_no_good_one_is_lost(damaged):
-    dataset = ClipDataset(read_clips(damaged), label2id(), frame_by_frame, seed=1)
+    dataset = ClipDataset(read_clips(damaged), targets(), frame_by_frame, seed=1)
     batches = [requests(range(start, start + 5)) for start in range(0, NUM_CLIPS, 5)]
     runs = [load(dataset, batches, num_workers) for num_workers in (0, 2)]
     assert all(same(one, two) and one["failures"] == two["failures"] for one, two in zip(*runs, strict=True))
@@ -487,12 +481,12 @@ def test_bad_clips_are_replaced_and_no_good_one_is_lost(damaged):
 def test_a_bad_replacement_is_replaced_too(damaged):
     # Only clip 0 of three is good, so both others end there, whichever is tried first.
     clips = [read_clips(damaged)[index] for index in (0, 4, 11)]
-    batch = load(ClipDataset(clips, label2id(), frame_by_frame), [requests([0, 1, 2])])[0]
+    batch = load(ClipDataset(clips, targets(), frame_by_frame), [requests([0, 1, 2])])[0]
     assert all(number < FRAMES_APART for video in batch["pixel_values_videos"] for number in numbers(video))
     assert batch["labels"].tolist() == [0, 0, 0]
     assert {name for name, _ in batch["failures"]} == {clip.name for clip in clips[1:]}
     # none is good
-    lost = ClipDataset(clips[1:], label2id(), frame_by_frame)
+    lost = ClipDataset(clips[1:], targets(), frame_by_frame)
     for num_workers in (0, 1):
         with pytest.raises(TooManyFailedClips, match="(?s)2 clips in a row.*clip 11.mp4: FileNotFound"):
             load(lost, [requests([1])], num_workers)
@@ -528,7 +522,7 @@ def shape_of(epoch, step):
 def stream(source, split="train", batch_size=2, num_batches=7, **options):
     options = {"seed": 5, "buffer_size": 8, **options}
     opened = open_stream(source, split=split) if isinstance(source, Path) else open_stream(source)
-    return StreamingClips(opened, shape_of, batch_size, num_batches, label2id(), frame_by_frame, **options)
+    return StreamingClips(opened, shape_of, batch_size, num_batches, targets(), frame_by_frame, **options)
 
 
 def run_stream(clips, epoch=0, skip=0, num_workers=0):
@@ -612,7 +606,7 @@ def test_bad_clips_of_a_stream(damaged):
     with pytest.raises(TooManyFailedClips, match="20 clips in a row"):
         run_stream(stream(dataset.select([1]), batch_size=1, num_batches=1))
     with pytest.raises(ValueError, match=r"got \['sit'\]"):
-        clips = StreamingClips(open_stream(dataset), shape_of, 3, 1, {"jump": 0, "run": 1}, frame_by_frame)
+        clips = StreamingClips(open_stream(dataset), shape_of, 3, 1, targets(("jump", "run")), frame_by_frame)
         list(clips)
 
 
@@ -635,7 +629,7 @@ def test_arguments_of_a_stream(saved_set, folder):
         ({"buffer_size": -1}, "buffer_size"),
         ({"num_batches": 0}, "num_batches"),
     ):
-        options = {"batch_size": 2, "num_batches": 2, "label2id": label2id(), "augment": frame_by_frame, **values}
+        options = {"batch_size": 2, "num_batches": 2, "targets": targets(), "augment": frame_by_frame, **values}
         with pytest.raises(ValueError, match=message):
             make(**options)
     with pytest.raises(ValueError, match="skip_batches"):
@@ -664,7 +658,7 @@ def test_cached_clips_equal_the_files(folder, saved_set, tmp_path):
         for sampler in (np.arange, lambda total: np.array([total - 1, 2, 2, 0])):
             assert torch.equal(copy.read(sampler), clip.read(sampler))
     batch, other = (
-        load(ClipDataset(some, label2id(), frame_by_frame), [requests(range(5))], workers)[0]
+        load(ClipDataset(some, targets(), frame_by_frame), [requests(range(5))], workers)[0]
         for some, workers in ((clips, 0), (cached, 2))
     )
     assert same(batch, other)
@@ -720,7 +714,7 @@ def test_failures_stay_failures(damaged, tmp_path):
         with pytest.raises(VideoDecodeError, match=reason):
             cached[index].read(np.arange)
     assert len(files_of(tmp_path / "cache")) == NUM_CLIPS - 2  # nothing half written is left behind
-    sample = ClipDataset(cached, label2id(), frame_by_frame)[ClipRequest(4, 4, SIZE, 0)]
+    sample = ClipDataset(cached, targets(), frame_by_frame)[ClipRequest(4, 4, SIZE, 0)]
     assert [name for name, _ in sample["failures"]] == ["videos/clip 04.mp4"]
     # a file of the cache that is damaged is a failure too, and one of writing is none of the clips'
     Path(cached[0].path).write_bytes(b"")

@@ -253,7 +253,7 @@ def test_multi_label_training(data, tmp_path):
         flags(
             data,
             tmp_path / "out",
-            train_data=tmp_path / "train.csv",
+            data=tmp_path / "train.csv",
             validation_data=tmp_path / "train.csv",
             multi_label=True,
             max_train_steps=3,
@@ -302,7 +302,7 @@ def test_a_streamed_set_trains_and_resumes(data, tmp_path):
     for index, motion in enumerate(MOTIONS * 2):
         (tmp_path / "set/train" / motion).mkdir(parents=True, exist_ok=True)
         shutil.copy(data / f"train/{index:05d}.mp4", tmp_path / "set/train" / motion / f"{index}.mp4")
-    stream = {"train_data": None, "dataset_name": tmp_path / "set", "streaming": True, "max_train_samples": 12}
+    stream = {"data": None, "dataset_name": tmp_path / "set", "streaming": True, "max_train_samples": 12}
     main(flags(data, tmp_path / "whole", **stream))
     AcceleratorState._reset_state(reset_partial_state=True)
     arguments = flags(data, tmp_path / "resumed", **stream)
@@ -320,7 +320,7 @@ def test_frame_folders_train(data, tmp_path):
             PIL.Image.fromarray(pixels).save(folder / f"img_{frame:05d}.jpg")
         rows.append(f"clip{index},6,{'ab'[index % 2]}")
     (tmp_path / "train.csv").write_text("\n".join(rows) + "\n")
-    source = {"train_data": tmp_path / "train.csv", "data_root": tmp_path / "frames", "validation_data": None}
+    source = {"data": tmp_path / "train.csv", "data_root": tmp_path / "frames", "validation_data": None}
     assert main(flags(data, tmp_path / "out", max_train_steps=2, **source))["train_steps"] == 2
     assert FluxViTForVideoClassification.from_pretrained(tmp_path / "out").config.label2id == {"a": 0, "b": 1}
 

@@ -15,7 +15,7 @@ def test_trainer_trains_evaluates_and_saves(tmp_path):
     torch.manual_seed(0)
     FluxViTForVideoClassification(tiny_config(token_budgets=[8], num_labels=2)).save_pretrained(start)
     FluxViTVideoProcessor(num_frames=4, size=28).save_pretrained(start)
-    words = f"--model_name_or_path {start} --train_data {data}/train.csv --validation_data {data}/val.csv"
+    words = f"--model_name_or_path {start} --data {data}/train.csv --validation_data {data}/val.csv"
     words += f" --output_dir {out} --token_budget 4 --max_steps 3 --per_device_train_batch_size 2 --use_cpu"
     words += " --gradient_accumulation_steps 2 --report_to none --learning_rate 1e-3 --save_strategy no"
     metrics = main(words.split())

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from evaluation_parts import FRAME_COUNTS, direct_scores, tiny_model, tiny_processor, write_clips
 
 from flux_hf.video_decoding import VideoDecodeError, sample_frame_indices
-from training.data.clips import Clip, VideoFile
+from training.data.reader import Clip, VideoFile
 from training.inference.prediction import (
     EvalPoint,
     accuracy,

@@ -5,8 +5,8 @@ import torch
 from tiny import tiny_config
 
 from flux_hf import FluxViTConfig, FluxViTForVideoClassification
+from training.engine.ema import ExponentialMovingAverage
 from training.engine.optim import (
-    ExponentialMovingAverage,
     cosine_schedule,
     freeze_layers,
     layer_scales,

@@ -33,13 +33,14 @@ def write_data(folder: Path, num_train: int = 24, num_val: int = 6) -> Path:
     return folder
 
 
-def flags(data: Path, output_dir: Path, **changes) -> list[str]:
+def flags(folder: Path, output_dir: Path, **changes) -> list[str]:
     """Command line of a short run; a value of None leaves a flag out, True gives it alone."""
     values = {
-        "train_data": data / "train.csv",
-        "validation_data": data / "val.csv",
-        "config_name": data / "config.json",
+        "data": folder / "train.csv",
+        "validation_data": folder / "val.csv",
+        "config_name": folder / "config.json",
         "output_dir": output_dir,
+        "dataloader_num_workers": 0,
         "sampling": "custom",
         "frames": [4, 6],
         "sizes": [28, 42],

@@ -20,7 +20,7 @@ from torch import Tensor
 from flux_hf.token_selection import as_count
 from flux_hf.video_decoding import VideoDecodeError
 
-from .clips import (
+from .reader import (
     READ_ERRORS,
     Clip,
     FrameSampler,

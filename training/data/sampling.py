@@ -14,6 +14,10 @@ import torch
 from torch.utils.data import Sampler
 
 from flux_hf.token_selection import as_count
+from flux_hf.video_decoding import sample_frame_indices
+
+
+SAMPLING_RULES = ("kinetics", "ssv2", "center")
 
 
 @dataclass(frozen=True)
@@ -157,3 +161,43 @@ def step_generator(seed: int, epoch: int, step: int, rank: int) -> torch.Generat
     """The generator for what is drawn once a batch (mixup and cutmix), a function of its arguments alone."""
     draw = np.random.default_rng([seed, epoch, step, rank, _FOR_BATCH]).integers(2**63)
     return torch.Generator().manual_seed(int(draw))
+
+
+def pick_frames(total_frames: int, num_frames: int, rule: str, rng: np.random.Generator) -> np.ndarray:
+    """Indices of the frames of a training clip.
+
+    - `kinetics`: with seg = (N-1)/T, frame i is uniform among round(seg*i) .. round(seg*(i+1)), both included, at
+      most N-1 (round half to even).
+    - `ssv2`: with d = N//T, frame i is uniform among the d frames from i*d on; the last N - T*d are never seen. Of a
+      clip with fewer than T frames each is repeated about equally often, in order (the official code repeats the
+      first frame alone, which leaves little of the motion).
+    - `center`: not random, the rule of the validation.
+
+    Args:
+        total_frames: N.
+        num_frames: T.
+        rule: One of these.
+        rng: Is drawn from.
+
+    Returns:
+        (num_frames,) int64, not decreasing.
+    """
+    if rule == "center":
+        return sample_frame_indices(total_frames, num_frames)[0]
+    as_count("total_frames", total_frames)
+    steps = np.arange(as_count("num_frames", num_frames))
+    if rule == "kinetics":
+        bounds = np.round((total_frames - 1) / num_frames * np.arange(num_frames + 1)).astype(np.int64)
+        return np.minimum(rng.integers(bounds[:-1], bounds[1:], endpoint=True), total_frames - 1)
+    if rule == "ssv2":
+        length = total_frames // num_frames
+        if length == 0:
+            return steps * total_frames // num_frames
+        return steps * length + rng.integers(length, size=num_frames)
+    raise ValueError(f"rule must be one of {list(SAMPLING_RULES)}, got {rule!r}")
+
+
+def check_rule(rule: str | None) -> None:
+    """Raises ValueError for a `rule` that `pick_frames` does not know; None leaves it to the kind of clip."""
+    if rule is not None and rule not in SAMPLING_RULES:
+        raise ValueError(f"sampling_rule must be one of {list(SAMPLING_RULES)}, got {rule!r}")

@@ -13,7 +13,7 @@ import random
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,9 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from .optim import ExponentialMovingAverage
+from flux_hf.checkpoint_files import publish, remove, write_json
+
+from .ema import ExponentialMovingAverage
 
 
 logger = get_logger(__name__)
@@ -66,6 +68,8 @@ class TrainingState:
         engine: DeepSpeed's, where it trains: it saves and loads optimiser and weights in files of its own.
         fixed: What must not differ when resuming, for the run to be the same: batch sizes, seed, data. Plain values.
         extra: Further plain values to carry along, such as the clips that failed.
+        not_saved: Names of the objective's submodules that training leaves as they were loaded, such as a teacher: no
+            checkpoint holds them.
     """
 
     objective: nn.Module
@@ -76,6 +80,7 @@ class TrainingState:
     engine: Any = None
     fixed: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
+    not_saved: tuple[str, ...] = ()
 
 
 def _rank() -> int:
@@ -128,8 +133,9 @@ def collect(state: TrainingState) -> dict[str, Any]:
         optimizer = get_optimizer_state_dict(state.objective, state.optimizer, options=_FULL)
     else:
         weights, optimizer = {n: full_tensor(p).float() for n, p in state.objective.state_dict().items()}, None
+    unsaved = tuple(f"{name}." for name in state.not_saved)
     return {
-        "objective": weights,
+        "objective": {name: weight for name, weight in weights.items() if not name.startswith(unsaved)},
         "optimizer": optimizer,
         "scheduler": {key: value for key, value in state.scheduler.state_dict().items() if key != "lr_lambdas"},
         "ema": None if state.ema is None else {n: full_tensor(a) for n, a in state.ema.averages.items()},
@@ -153,7 +159,8 @@ def restore(state: TrainingState, saved: dict[str, Any]) -> None:
     if (state.ema is None) != (saved["ema"] is None):
         raise ValueError("a moving average must be kept in both the checkpoint and this run, or in neither")
     if state.engine is None:
-        set_model_state_dict(state.objective, saved["objective"], options=_FULL)
+        partly = replace(_FULL, strict=not state.not_saved)
+        set_model_state_dict(state.objective, saved["objective"], options=partly)
         set_optimizer_state_dict(state.objective, state.optimizer, saved["optimizer"], options=_FULL)
     state.scheduler.load_state_dict({**state.scheduler.state_dict(), **saved["scheduler"]})
     if state.ema is not None:
@@ -171,28 +178,6 @@ def restore(state: TrainingState, saved: dict[str, Any]) -> None:
 
 
 # Files ---------------------------------------------------------------------------------------------------------------
-
-
-def _flush(path: Path) -> None:
-    """Asks the disk to hold a file or folder before anything that follows."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def flush_tree(directory: Path) -> None:
-    for path in [*directory.rglob("*"), directory]:
-        _flush(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a json file under a temporary name, then renames it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    _flush(temporary)
-    os.replace(temporary, path)
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -217,40 +202,33 @@ def find_checkpoint(output_dir: Path, wanted: str | None) -> Path | None:
     return Path(wanted)
 
 
-def remove_leftovers(output_dir: Path) -> None:
-    """Deletes what a killed run left half-written or half-deleted. For one process, before training begins."""
-    for path in output_dir.glob(".checkpoint-*"):
-        shutil.rmtree(path)
-    for path in output_dir.glob(".*.tmp"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
 def _remove(checkpoint: Path) -> None:
     """Deletes a checkpoint; its name is gone first, so that no half of one ever bears it."""
-    doomed = checkpoint.with_name(f".{checkpoint.name}.old")
+    doomed = checkpoint.with_name(f".{checkpoint.name}.old.tmp")
     os.replace(checkpoint, doomed)
-    shutil.rmtree(doomed)
+    remove(doomed)
 
 
 def save_checkpoint(
-    output_dir: Path, state: TrainingState, export: Callable[[Path, dict[str, Any]], None], keep: int | None = None
+    output_dir: Path, state: TrainingState, export: Callable[[Path, dict[str, Tensor]], None], keep: int | None = None
 ) -> Path:
     """Writes `checkpoint-STEP`, then deletes the oldest so that `keep` remain, the best one always (collective).
 
     Args:
         output_dir: Folder of the run.
         state: What to save.
-        export: Writes the model, given a folder and what `collect` gave; called on rank 0.
+        export: Writes the model, given a folder and the objective's weights, averaged ones where an average is kept;
+            called on rank 0.
         keep: How many to keep, the new one included; None keeps all.
 
     Returns:
         The new checkpoint's folder.
     """
     target = output_dir / f"checkpoint-{state.progress.step}"
-    staging = output_dir / f".{target.name}.tmp"
+    staging = output_dir / f".{target.name}.tmp"  # one name, for DeepSpeed's processes all write there
     collected = collect(state)
     if _rank() == 0:
-        shutil.rmtree(staging, ignore_errors=True)
+        remove(staging)
         staging.mkdir(parents=True)
     if state.engine is not None:
         _barrier()
@@ -258,21 +236,24 @@ def save_checkpoint(
         _barrier()
     if _rank() == 0:
         torch.save(collected, staging / STATE_FILE)
-        export(staging, collected)
-        flush_tree(staging)
+        export(staging, {**collected["objective"], **(collected["ema"] or {})})
         if target.exists():  # of a run that went back further than this
             _remove(target)
-        os.replace(staging, target)
-        _flush(output_dir)
-        if keep is not None:
-            best = best_checkpoint(output_dir)
-            old = [path for path in list_checkpoints(output_dir) if path not in (best, target)]
-            for path in old[: max(len(old) + 1 - keep, 0)]:
-                _remove(path)
+        publish(staging, target)
+        _remove_oldest(output_dir, target, keep)
     # Exporting makes a model, which draws its first weights; a resumed run will not have drawn them.
     set_random_state(collected["random"][_rank()])
     _barrier()
     return target
+
+
+def _remove_oldest(output_dir: Path, newest: Path, keep: int | None) -> None:
+    """Deletes checkpoints so that `keep` remain, never the newest and the best."""
+    if keep is not None:
+        best = best_checkpoint(output_dir)
+        old = [path for path in list_checkpoints(output_dir) if path not in (best, newest)]
+        for path in old[: max(len(old) + 1 - keep, 0)]:
+            _remove(path)
 
 
 def load_checkpoint(path: Path, state: TrainingState) -> None:
@@ -296,10 +277,10 @@ def mark_best(output_dir: Path, checkpoint: Path, metrics: dict[str, Any]) -> No
     write_json(output_dir / BEST_FILE, {"checkpoint": checkpoint.name, "metrics": metrics})
 
 
-def publish(staging: Path, output_dir: Path) -> None:
-    """Moves the files of `staging` into `output_dir`, each replaced in one go, and removes `staging`."""
-    flush_tree(staging)
-    for path in sorted(staging.iterdir()):
-        os.replace(path, output_dir / path.name)
-    staging.rmdir()
-    _flush(output_dir)
+def finish(output_dir: Path, source: Path, results: dict[str, Any]) -> None:
+    """Puts a checkpoint's model into the output folder itself, with `all_results.json`. For one process."""
+    staging = output_dir / ".final.tmp"
+    remove(staging)
+    shutil.copytree(source, staging, ignore=shutil.ignore_patterns(STATE_FILE, *ENGINE_FILES))
+    write_json(staging / "all_results.json", results)
+    publish(staging, output_dir)

@@ -1,5 +1,5 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
-"""AdamW with layer-wise learning rates, cosine schedule with warm-up, and an exponential moving average of weights.
+"""Layer-wise learning rates, cosine schedule with warm-up, and freezing; a model answers which layer is which.
 
 Source of rules and figures: the official fine-tuning code and the paper's Table 15.
 """
@@ -8,10 +8,10 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from flux_hf.modeling_fluxvit import FluxViTForVideoClassification
+from flux_hf.protocol import VideoTokenClassifier
 
 
 BASE_BATCH_SIZE = 256
@@ -35,7 +35,7 @@ def layer_scales(num_hidden_layers: int, layer_decay: float) -> list[float]:
 
 
 def parameter_groups(
-    model: FluxViTForVideoClassification, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
+    model: VideoTokenClassifier, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
 ) -> list[dict]:
     """Optimiser groups of the trainable parameters, one for each (depth, decayed or not); the model answers both."""
     scales = layer_scales(model.config.num_hidden_layers, layer_decay)
@@ -88,43 +88,7 @@ def cosine_schedule(
     return LambdaLR(optimizer, factor)
 
 
-class ExponentialMovingAverage:
-    """Averages of a module's parameters, `average = decay * average + (1 - decay) * parameter` at each update.
-
-    Sharded parameters (DTensors) are averaged shard by shard. Parameters that are not trained are left out.
-
-    Args:
-        module: Its parameters are averaged; must be on its final device and sharded already.
-        decay: In (0, 1).
-
-    Raises:
-        ValueError: a decay outside (0, 1).
-    """
-
-    def __init__(self, module: nn.Module, decay: float):
-        if not 0 < decay < 1:
-            raise ValueError(f"the decay of the moving average must lie in (0, 1), got {decay}")
-        self.decay = decay
-        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self.averages = {name: p.detach().clone() for name, p in self.parameters.items()}
-
-    @torch.no_grad()
-    def update(self) -> None:
-        torch._foreach_lerp_(list(self.averages.values()), self._current(), 1 - self.decay)
-
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Exchanges averages and parameters in place; a second call undoes it."""
-        for average, parameter in zip(self.averages.values(), self._current(), strict=True):
-            kept = parameter.clone()
-            parameter.copy_(average)
-            average.copy_(kept)
-
-    def _current(self) -> list[Tensor]:
-        return [parameter.detach() for parameter in self.parameters.values()]
-
-
-def freeze_layers(model: FluxViTForVideoClassification, num_layers: int) -> None:
+def freeze_layers(model: VideoTokenClassifier, num_layers: int) -> None:
     """Freezes the embeddings and the first `num_layers - 1` layers, or nothing for 0: depths below `num_layers`.
 
     Raises:

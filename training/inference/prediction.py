@@ -25,7 +25,7 @@ from flux_hf.token_selection import as_count
 from flux_hf.video_decoding import sample_frame_indices
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
-from ..data.clips import READ_ERRORS, Clip, describe_failure
+from ..data.reader import READ_ERRORS, Clip, describe_failure
 from ..data.sampling import ClipShape
 
 

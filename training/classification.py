@@ -1,0 +1,297 @@
+# Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
+"""Classification as a task of the training engine: labelled clips in, an objective at every token budget, accuracies.
+
+Each batch is read with frames and size drawn by `data/sampling.py`; the objective encodes it at every budget.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from flux_hf.configuration_fluxvit import FluxViTConfig
+from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
+
+from .arguments import AugmentationArguments, DataArguments, FinetuneArguments, SamplingArguments, ViewArguments
+from .data.augment import AUGMENT_PRESETS, ClipAugment
+from .data.dataset import ClipDataset, collate
+from .data.failures import FailureLog
+from .data.frame_cache import cache_clips
+from .data.mixing import MixConfig, MixupCutmix
+from .data.reader import Clip
+from .data.sampling import SAMPLING_PRESETS, ClipShape, FlexibleSampling, FluxBatchSampler, step_generator
+from .data.sources import label_names, open_stream, read_clips, stream_label_names
+from .data.streaming import StreamingClips
+from .data.targets import ClassTargets, label_targets
+from .engine.loop import Batches
+from .inference.metrics import evaluate_scores
+from .inference.points import EvalPoint
+from .inference.prediction import predict_clips
+from .model import export_model
+
+
+logger = get_logger(__name__)
+
+
+# Data ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class LabelledData:
+    """What a run trains on and is evaluated on, and the labels of the first."""
+
+    training: list[Clip] | datasets.IterableDataset
+    held_out: list[Clip]
+    labels: list[str]
+
+
+def list_clips(args: DataArguments, validation: bool, limit: int | None) -> list[Clip]:
+    """The clips of the training or validation set; if they are to be fewer, evenly spread over its list."""
+    other_set = validation and args.validation_data is not None
+    clips = read_clips(
+        args.validation_data if other_set else args.dataset_name or args.data,
+        root=args.data_root,
+        split=args.validation_split if validation else args.split,
+        dataset_config=args.dataset_config_name,
+        hub=args.dataset_name is not None and not other_set,
+        frame_template=args.frame_template,
+        video_column=args.video_column,
+        label_column=args.label_column,
+        multi_label=args.multi_label,
+    )
+    return spread(clips, limit)
+
+
+def spread(clips: Sequence[Clip], limit: int | None) -> list[Clip]:
+    """At most `limit` clips, evenly spread over the list, which may be sorted by class."""
+    number = len(clips) if limit is None else min(limit, len(clips))
+    return [clips[position * len(clips) // number] for position in range(number)]
+
+
+def read_data(args: DataArguments, max_eval_samples: int | None) -> LabelledData:
+    """Lists (or opens) the sets that the flags name. Raises ValueError for a stream that declares no classes."""
+    held_out = []
+    if args.validation_data or args.validation_split:
+        held_out = list_clips(args, True, max_eval_samples)
+    if not args.streaming:
+        training = list_clips(args, False, args.max_train_samples)
+        return LabelledData(training, held_out, label_names(training))
+    stream = open_stream(
+        args.dataset_name,
+        args.split,
+        dataset_config=args.dataset_config_name,
+        hub=True,
+        video_column=args.video_column,
+        label_column=args.label_column,
+    )
+    labels = stream_label_names(stream)
+    if labels is None:
+        raise ValueError(f"--streaming needs a label column of type ClassLabel, {args.dataset_name!r} has none")
+    return LabelledData(stream, held_out, labels)
+
+
+def cached(clips: list[Clip], args: DataArguments, accelerator: Accelerator) -> list[Clip]:
+    """The clips with their frames kept on disk, if asked for; the machine's first process decodes them."""
+    if args.frame_cache is None or not clips:
+        return clips
+    with accelerator.local_main_process_first():
+        return cache_clips(
+            clips,
+            args.frame_cache,
+            short_side=args.frame_cache_short_side,
+            max_frames=args.frame_cache_max_frames,
+            num_workers=max(args.dataloader_num_workers, 1),
+        )
+
+
+def clip_shapes(args: SamplingArguments, config: FluxViTConfig) -> list[ClipShape]:
+    """What `--sampling` draws from."""
+    if args.sampling == "fixed":
+        return [ClipShape(config.num_frames, config.image_height_width[0])]
+    sampling = SAMPLING_PRESETS.get(args.sampling)
+    if sampling is None:
+        sampling = FlexibleSampling(tuple(args.frames), tuple(args.sizes), tuple(args.token_window))
+    return sampling.legal_shapes(config.patch_size, config.tubelet_size)
+
+
+def build_augmentation(args: AugmentationArguments, processor: FluxViTVideoProcessor) -> ClipAugment:
+    """The clips' augmentation, with the processor's mean and deviation."""
+    changes = {"mean": tuple(processor.image_mean), "std": tuple(processor.image_std)}
+    if args.horizontal_flip is not None:
+        changes["hflip"] = args.horizontal_flip
+    return ClipAugment(replace(AUGMENT_PRESETS[args.augmentation], **changes))
+
+
+def build_batches(
+    args: FinetuneArguments,
+    config: FluxViTConfig,
+    source: list[Clip] | datasets.IterableDataset,
+    augment: ClipAugment,
+    accelerator: Accelerator,
+) -> Batches:
+    """Batches of listed or streamed clips, with shapes by `--sampling`."""
+    world, per_process = accelerator.num_processes, args.optimization.per_device_train_batch_size
+    streamed = not isinstance(source, list)
+    num_clips = args.data.max_train_samples if streamed else len(source)
+    sampler = FluxBatchSampler(
+        num_clips,
+        per_process,
+        clip_shapes(args.sampling, config),
+        args.run.seed,
+        accelerator.process_index,
+        world,
+        same_shape_on_all_ranks=not args.sampling.independent_shapes,
+    )
+    samples = {
+        "targets": ClassTargets(config.label2id, args.data.multi_label),
+        "augment": augment.on_worker if args.augmentation.augment_on_device else augment,
+        "seed": args.run.seed,
+        "num_sample": args.augmentation.num_sample,
+        "sampling_rule": args.sampling.sampling_rule,
+    }
+    loading = {
+        "num_workers": args.data.dataloader_num_workers,
+        "persistent_workers": args.data.dataloader_num_workers > 0,
+        "pin_memory": accelerator.device.type == "cuda",
+        # its own: a loader draws from the global one, which dropout needs to be where it was when resuming
+        "generator": torch.Generator(),
+    }
+    if streamed:
+        place = {"rank": accelerator.process_index, "world_size": world}
+        clips = StreamingClips(source, sampler.shape_of, per_process, len(sampler), **samples, **place)
+        return Batches(DataLoader(clips, batch_size=None, **loading), clips, len(sampler), num_clips)
+    loader = DataLoader(ClipDataset(source, **samples), batch_sampler=sampler, collate_fn=collate, **loading)
+    return Batches(loader, sampler, len(sampler), num_clips)
+
+
+# The task ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ClassificationTask:
+    """Video classification at every token budget, as `training.engine.loop.Task`."""
+
+    args: FinetuneArguments
+    accelerator: Accelerator
+    config: FluxViTConfig
+    processor: FluxViTVideoProcessor
+    batches: Batches
+    augment: ClipAugment
+    mix: MixupCutmix
+    held_out: list[Clip]
+    failures: FailureLog
+    metric: str = "eval_mean"
+
+    def loss(self, wrapped: nn.Module, batch: dict[str, Any], epoch: int, index: int) -> Tensor:
+        """The objective's loss of a batch, augmented and mixed on the device; remembers what could not be read."""
+        self.failures.add(batch["failures"])
+        device, seed = self.accelerator.device, self.args.run.seed
+        videos = batch["pixel_values_videos"].to(device, non_blocking=True)
+        labels = batch["labels"].to(device, non_blocking=True)
+        if self.args.augmentation.augment_on_device:
+            videos = self.augment.on_batch(videos, batch["seeds"])
+        generator = step_generator(seed, epoch, index, self.accelerator.process_index)
+        videos, targets = self.mix(videos, labels, generator)
+        return wrapped(videos, targets).loss
+
+    def evaluate(self, wrapped: nn.Module) -> dict[str, float]:
+        """{"eval_top1_BUDGET": share, ..., "eval_mean": ...} of the default clip; mean average precision if
+        multi-label; nothing without held-out clips.
+        """
+        if not self.held_out:
+            return {}
+        return evaluate_objective(
+            wrapped,
+            self.config,
+            self.processor,
+            self.held_out,
+            self.accelerator,
+            self.args.views,
+            self.args.data,
+        )
+
+    def export(self, directory: Path, weights: dict[str, Tensor]) -> None:
+        """Writes model and processor."""
+        export_model(directory, weights, self.args.model, self.config, self.processor)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The clips that failed, of all processes (collective)."""
+        for failures in gather_object([list(self.failures.failures.items())]):
+            self.failures.add(failures)
+        return {"failures": self.failures.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.failures.load_state_dict(state["failures"])
+
+
+def evaluate_objective(
+    wrapped: nn.Module,
+    config: FluxViTConfig,
+    processor: FluxViTVideoProcessor,
+    clips: Sequence[Clip],
+    accelerator: Accelerator,
+    views: ViewArguments,
+    data: DataArguments,
+) -> dict[str, float]:
+    """Metrics of an objective's model, as prepared, on the default clip at each trained budget."""
+    points = [EvalPoint(config.num_frames, config.image_height_width[0], budget) for budget in config.token_budgets]
+
+    def forward(videos: Tensor, token_budgets: Sequence[int | None]) -> Sequence[Tensor]:
+        return wrapped(videos, token_budgets=token_budgets).logits
+
+    predictions = predict_clips(
+        forward,
+        processor,
+        clips,
+        points,
+        accelerator,
+        views=views,
+        num_workers=data.dataloader_num_workers,
+        multi_label=data.multi_label,
+    )
+    for name, reason in predictions.failures:
+        logger.warning(f"validation clip {name} left out: {reason}")
+    targets = label_targets(clips, config)
+    scores = [evaluate_scores(predictions.scores[index], targets) for index in range(len(points))]
+    metrics = {
+        f"eval_{metric}_{point.token_budget}": value
+        for point, values in zip(points, scores, strict=True)
+        for metric, value in values.items()
+    }
+    metrics["eval_mean"] = sum(next(iter(values.values())) for values in scores) / len(scores)
+    return metrics
+
+
+def build_task(
+    args: FinetuneArguments,
+    data: LabelledData,
+    config: FluxViTConfig,
+    processor: FluxViTVideoProcessor,
+    accelerator: Accelerator,
+) -> ClassificationTask:
+    """The task of the flags, for a model of this config. Raises ValueError for labels that the model does not have."""
+    label_targets(data.held_out, config)  # unknown labels are an error now, not after an epoch
+    source = data.training if args.data.streaming else cached(data.training, args.data, accelerator)
+    augment = build_augmentation(args.augmentation, processor)
+    batches = build_batches(args, config, source, augment, accelerator)
+    mixed = args.objective
+    mixing = MixConfig(mixed.mixup, mixed.cutmix, mixed.mixup_prob, mixed.mixup_switch_prob, mixed.label_smoothing)
+    return ClassificationTask(
+        args=args,
+        accelerator=accelerator,
+        config=config,
+        processor=processor,
+        batches=batches,
+        augment=augment,
+        mix=MixupCutmix(config.num_labels, mixing),
+        held_out=cached(data.held_out, args.data, accelerator),
+        failures=FailureLog(args.data.max_failed_share, batches.num_clips),
+    )

@@ -1,0 +1,219 @@
+# Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
+"""Clips and how they are read: video files, folders of pictures, rows of `datasets` sets."""
+
+import itertools
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import datasets
+import fsspec
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+
+from flux_hf.video_decoding import VideoDecodeError, decode_video
+
+
+Label = str | tuple[str, ...] | None
+FrameSampler = Callable[[int], np.ndarray]
+
+FRAME_TEMPLATE = "img_{:05}.jpg"
+READ_ERRORS = (VideoDecodeError, OSError)  # what `Clip.read` raises for a clip that cannot be read
+VIDEO_SUFFIXES = frozenset(
+    {".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv"}
+)
+CHUNK_FRAMES = 256  # read at once where a whole clip is wanted: a minute of 1080p would take 11 GB
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One labelled clip that can be read.
+
+    Args:
+        name: What logs and prediction files call it; unique in its set.
+        label: The class; several of a multi-label set as a tuple; None where it is unknown.
+    """
+
+    name: str
+    label: Label
+
+    @property
+    def sampling_rule(self) -> str:
+        """Of `pick_frames`: how training takes frames from such clips."""
+        return "kinetics"
+
+    def read(self, sampler: FrameSampler) -> Tensor:
+        """Reads the frames that `sampler(total_frames)` asks for, in any order, repeated at will.
+
+        A video whose index promises more frames than there are calls it again with their true number.
+
+        Returns:
+            (N, 3, H, W) uint8 in the order asked for; the channels may be the innermost in memory.
+
+        Raises:
+            VideoDecodeError: damaged, or no video.
+            OSError: not there, or not to be opened.
+        """
+        raise NotImplementedError
+
+    def identity(self) -> list:
+        """What tells this clip's content from another's, for names of cached files. Raises OSError if it is gone."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class VideoFile(Clip):
+    """A video file or URL. `num_threads`: as in `flux_hf.decode_video`."""
+
+    path: str
+    num_threads: int = 0
+
+    def read(self, sampler: FrameSampler) -> Tensor:
+        return _decode(self.path, sampler, self.num_threads)
+
+    def identity(self) -> list:
+        return file_identity(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class FrameFolder(Clip):
+    """A folder of pictures `template.format(1)` to `template.format(num_frames)`, all of one size."""
+
+    path: str
+    num_frames: int
+    template: str = FRAME_TEMPLATE
+
+    @property
+    def sampling_rule(self) -> str:
+        return "ssv2"
+
+    def read(self, sampler: FrameSampler) -> Tensor:
+        if self.num_frames < 1:
+            raise VideoDecodeError(self.path, f"its number of frames is {self.num_frames}")
+        wanted, positions = np.unique(chosen_frames(self.path, sampler, self.num_frames), return_inverse=True)
+        frames = [_read_picture(self._file(index)) for index in wanted]
+        sizes = {frame.shape for frame in frames}
+        if len(sizes) > 1:
+            raise VideoDecodeError(self.path, f"its pictures have several sizes: {sorted(sizes)}")
+        return torch.from_numpy(np.stack(frames)[positions]).permute(0, 3, 1, 2)
+
+    def identity(self) -> list:
+        # A folder's own time changes with every picture added, removed or replaced by renaming.
+        ends = (self._file(index) for index in {0, max(self.num_frames, 1) - 1})
+        return [self.template, self.num_frames, *map(file_identity, (self.path, *ends))]
+
+    def _file(self, index: int) -> str:
+        return os.path.join(self.path, self.template.format(index + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetRow(Clip):
+    """A row of a `datasets.Dataset` whose `column` is a `Video(decode=False)`; `path` is the one it holds, if any."""
+
+    dataset: datasets.Dataset = field(repr=False, compare=False)
+    row: int
+    column: str
+    path: str | None = None
+    num_threads: int = 0
+
+    def read(self, sampler: FrameSampler) -> Tensor:
+        return decode_value(self.dataset[self.row][self.column], sampler, self.num_threads)
+
+    def identity(self) -> list:
+        file = file_identity(self.path) if self.path is not None and os.path.isfile(self.path) else None
+        return [self.dataset._fingerprint, self.row, self.column, file]
+
+
+def _decode(source: str | bytes, sampler: FrameSampler, num_threads: int) -> Tensor:
+    frames, _ = decode_video(source, lambda metadata: sampler(metadata.total_num_frames), num_threads)
+    return frames.permute(0, 3, 1, 2)
+
+
+def decode_value(video: Mapping[str, Any] | bytes | str | None, sampler: FrameSampler, num_threads: int = 0) -> Tensor:
+    """Decodes a value of a `Video(decode=False)` column: content, a path, or a URL of any kind that fsspec knows."""
+    if not isinstance(video, Mapping):
+        video = {"bytes": video} if isinstance(video, bytes) else {"path": video}
+    content, path = video.get("bytes"), video.get("path")
+    if content is None and path is None:
+        raise VideoDecodeError("<row>", "it holds no video")
+    if content is None and "://" in path and not path.startswith(("http://", "https://")):
+        content = _fetch(path)
+    if content is None:
+        return _decode(path, sampler, num_threads)
+    try:
+        return _decode(content, sampler, num_threads)
+    except VideoDecodeError as error:
+        raise VideoDecodeError(path or error.source, error.reason) from error
+
+
+def _fetch(url: str) -> bytes:
+    """The content of hf://..., zip://...::hf://... and the like."""
+    try:
+        with fsspec.open(url, "rb") as file:
+            return file.read()
+    except OSError:
+        raise
+    except Exception as error:  # each of fsspec's file systems has exceptions of its own
+        raise VideoDecodeError(url, f"it cannot be fetched ({error})") from error
+
+
+def chosen_frames(name: str, sampler: FrameSampler, total_frames: int) -> np.ndarray:
+    chosen = np.asarray(sampler(total_frames))
+    if chosen.ndim != 1 or chosen.size == 0 or chosen.min() < 0 or chosen.max() >= total_frames:
+        raise ValueError(f"frame indices of {name} must be a flat list within [0, {total_frames}), got {chosen}")
+    return chosen
+
+
+def _read_picture(path: str) -> np.ndarray:
+    """(H, W, 3) uint8 RGB."""
+    with open(path, "rb") as file:
+        try:
+            return np.asarray(PIL.Image.open(file).convert("RGB"))
+        except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+            raise VideoDecodeError(path, str(error)) from error
+
+
+def file_identity(path: str) -> list:
+    if "://" in path and not os.path.exists(path):
+        return [path]
+    status = os.stat(path)
+    return [os.path.abspath(path), status.st_size, status.st_mtime_ns]
+
+
+def describe_failure(error: Exception) -> str:
+    """A reason that names the file, for one of `READ_ERRORS`."""
+    return str(error) if isinstance(error, VideoDecodeError) else f"{type(error).__name__}: {error}"
+
+
+def iter_frames(clip: Clip, max_frames: int | None = None, chunk_frames: int = CHUNK_FRAMES) -> Iterator[Tensor]:
+    """All frames of a clip, or at most `max_frames` spread evenly from its first to its last.
+
+    Yields:
+        (n, 3, H, W) uint8, n up to `chunk_frames`, in order.
+
+    Raises:
+        As `Clip.read`.
+    """
+    total = None
+    for start in itertools.count(0, chunk_frames):
+
+        def sampler(available: int, start: int = start) -> np.ndarray:
+            nonlocal total
+            total = available if max_frames is None else min(available, max_frames)
+            spread = np.arange(available) if total == available else np.linspace(0, available - 1, total)
+            # The last one stands in where a second look at the file finds fewer frames than the parts before took.
+            return np.round(spread).astype(np.int64)[min(start, total - 1) : start + chunk_frames]
+
+        frames = clip.read(sampler)
+        if start < total:
+            yield frames
+        if start + chunk_frames >= total:
+            return
+
+
+def single_threaded(clip: Clip) -> Clip:
+    """The clip, decoded by one thread: for where several are read at once."""
+    return replace(clip, num_threads=1) if isinstance(clip, (VideoFile, DatasetRow)) else clip

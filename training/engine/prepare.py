@@ -1,0 +1,178 @@
+# Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
+"""From flags and an objective to what the loop runs: optimiser, schedule, wrappers, state; and the output folder."""
+
+import logging
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedType, ProjectConfiguration
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from flux_hf.checkpoint_files import remove_leftovers, write_json
+from flux_hf.protocol import VideoTokenClassifier
+
+from ..arguments import OptimizationArguments, RunArguments
+from .checkpoint import TrainingState
+from .ema import ExponentialMovingAverage
+from .loop import Run, Task
+from .optim import cosine_schedule, count_parameters, parameter_groups, scaled_learning_rate
+
+
+logger = get_logger(__name__)
+
+
+def build_accelerator(optimization: OptimizationArguments, settings: RunArguments) -> Accelerator:
+    """Raises ValueError for a tracker that is not installed, which Accelerate would leave out without a word."""
+    installed = [str(tracker) for tracker in get_available_trackers()]
+    if settings.report_to not in (None, "none", "all", *installed):
+        raise ValueError(
+            f"--report_to must be 'all', 'none' or installed, of which are {installed}, got {settings.report_to!r}"
+        )
+    output_dir = settings.output_dir
+    accelerator = Accelerator(
+        gradient_accumulation_steps=optimization.gradient_accumulation_steps,
+        log_with=None if settings.report_to == "none" else settings.report_to,
+        project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=f"{output_dir}/logs"),
+    )
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = optimization.allow_tf32
+    return accelerator
+
+
+def prepare_output_dir(settings: RunArguments, flags: dict[str, Any], accelerator: Accelerator) -> None:
+    """Makes the output folder and writes the flags there.
+
+    Raises:
+        ValueError: the folder holds something that would be lost.
+    """
+    output_dir = Path(settings.output_dir)
+    held = output_dir.exists() and any(output_dir.iterdir())
+    if held and not settings.overwrite_output_dir and not settings.resume_from_checkpoint:
+        raise ValueError(
+            f"--output_dir {settings.output_dir!r} holds files: --resume_from_checkpoint latest goes on with them, "
+            "--overwrite_output_dir deletes them"
+        )
+    accelerator.wait_for_everyone()  # all have looked before one writes
+    if accelerator.is_main_process:
+        if held and settings.overwrite_output_dir and not settings.resume_from_checkpoint:
+            shutil.rmtree(output_dir)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(output_dir)
+        write_json(output_dir / "training_arguments.json", {**flags, "hub_token": None})
+    accelerator.wait_for_everyone()
+
+
+def learning_rates(optimization: OptimizationArguments, clips_a_step: int, num_sample: int) -> list[float]:
+    """Peak, warm-up and minimal rate of a step of so many clips, each augmented `num_sample` times."""
+    rates = [optimization.learning_rate, optimization.warmup_learning_rate, optimization.min_learning_rate]
+    if not optimization.no_scale_lr:
+        rates = [scaled_learning_rate(rate, clips_a_step, num_sample) for rate in rates]
+    logger.info(f"peak learning rate {rates[0]:.3g} ({clips_a_step} clips x {num_sample} copies a step)")
+    return rates
+
+
+def build_run(
+    task: Task,
+    objective: nn.Module,
+    accelerator: Accelerator,
+    optimization: OptimizationArguments,
+    settings: RunArguments,
+    num_sample: int,
+    fixed: dict[str, Any],
+    not_saved: Sequence[str] = (),
+) -> Run:
+    """Optimiser, schedule and state of a task, prepared for the processes there are.
+
+    Args:
+        task: What is trained.
+        objective: A module around `model`, whose loss it computes.
+        accelerator: Wraps objective and optimiser.
+        optimization: How to train.
+        settings: What happens between steps.
+        num_sample: Copies of each clip in a batch, which count for the learning rate.
+        fixed: What must not differ when resuming, beside what is known here.
+        not_saved: As in `TrainingState`.
+
+    Raises:
+        ValueError: an epoch with fewer batches than an optimiser step takes.
+    """
+    accumulation = optimization.gradient_accumulation_steps
+    steps_per_epoch = task.batches.num_batches // accumulation
+    if steps_per_epoch == 0:
+        raise ValueError(
+            f"an epoch has {task.batches.num_batches} batches a process, fewer than "
+            f"--gradient_accumulation_steps {accumulation}"
+        )
+    total_steps = optimization.max_train_steps or optimization.num_train_epochs * steps_per_epoch
+    clips_a_step = optimization.per_device_train_batch_size * accelerator.num_processes * accumulation
+    rates = learning_rates(optimization, clips_a_step, num_sample)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        _tell_deepspeed(accelerator, optimization, num_sample)
+    plain_optimizer = build_optimizer(objective.model, optimization, rates[0])
+    wrapped, optimizer = accelerator.prepare(objective, plain_optimizer)
+    known = {
+        "clips_a_step": clips_a_step,
+        "gradient_accumulation_steps": accumulation,
+        "num_sample": num_sample,
+        "num_clips": task.batches.num_clips,
+        "seed": settings.seed,
+        "total_steps": total_steps,
+    }
+    objective = accelerator.unwrap_model(wrapped)
+    state = TrainingState(
+        objective=objective,
+        optimizer=plain_optimizer,
+        scheduler=build_schedule(plain_optimizer, optimization, rates, steps_per_epoch, total_steps),
+        ema=None if optimization.ema_decay is None else ExponentialMovingAverage(objective, optimization.ema_decay),
+        engine=wrapped if accelerator.distributed_type == DistributedType.DEEPSPEED else None,
+        fixed={**known, **fixed},
+        not_saved=tuple(not_saved),
+    )
+    trained = count_parameters(p for p in objective.parameters() if p.requires_grad)
+    logger.info(f"{trained:,} of {count_parameters(objective.parameters()):,} parameters are trained")
+    limit = optimization.max_grad_norm or math.inf
+    return Run(
+        task, accelerator, settings, wrapped, optimizer, state, steps_per_epoch, total_steps, accumulation, limit
+    )
+
+
+def build_optimizer(
+    model: VideoTokenClassifier, optimization: OptimizationArguments, learning_rate: float
+) -> torch.optim.AdamW:
+    """AdamW with layer-wise rates below `learning_rate`."""
+    return torch.optim.AdamW(
+        parameter_groups(model, learning_rate, optimization.weight_decay, optimization.layer_decay),
+        lr=learning_rate,
+        betas=(optimization.adam_beta1, optimization.adam_beta2),
+        eps=optimization.adam_epsilon,
+    )
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer,
+    optimization: OptimizationArguments,
+    rates: Sequence[float],
+    steps_per_epoch: int,
+    total_steps: int,
+) -> LambdaLR:
+    """The cosine of `rates` (peak, warm-up, minimum) over all steps."""
+    warmup = optimization.num_warmup_steps
+    if warmup is None:
+        warmup = int(optimization.num_warmup_epochs * steps_per_epoch)
+    return cosine_schedule(optimizer, rates[0], min(warmup, total_steps), total_steps, *rates[1:])
+
+
+def _tell_deepspeed(accelerator: Accelerator, optimization: OptimizationArguments, num_sample: int) -> None:
+    accelerator.state.deepspeed_plugin.deepspeed_config.update(
+        train_micro_batch_size_per_gpu=optimization.per_device_train_batch_size * num_sample,
+        gradient_accumulation_steps=optimization.gradient_accumulation_steps,
+        gradient_clipping=optimization.max_grad_norm or 0.0,
+    )
