@@ -20,7 +20,14 @@ from torch.utils.data import DataLoader
 from flux_hf.configuration_fluxvit import FluxViTConfig
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
-from .arguments import AugmentationArguments, DataArguments, FinetuneArguments, SamplingArguments, ViewArguments
+from .arguments import (
+    AugmentationArguments,
+    DataArguments,
+    FinetuneArguments,
+    SamplingArguments,
+    SourceArguments,
+    ViewArguments,
+)
 from .data.augment import AUGMENT_PRESETS, ClipAugment
 from .data.dataset import ClipDataset, collate
 from .data.failures import FailureLog
@@ -28,7 +35,7 @@ from .data.frame_cache import cache_clips
 from .data.mixing import MixConfig, MixupCutmix
 from .data.reader import Clip
 from .data.sampling import SAMPLING_PRESETS, ClipShape, FlexibleSampling, FluxBatchSampler, step_generator
-from .data.sources import label_names, open_stream, read_clips, stream_label_names
+from .data.sources import label_names, list_clips, open_stream, spread, stream_label_names
 from .data.streaming import StreamingClips
 from .data.targets import ClassTargets, label_targets
 from .engine.loop import Batches
@@ -53,36 +60,19 @@ class LabelledData:
     labels: list[str]
 
 
-def list_clips(args: DataArguments, validation: bool, limit: int | None) -> list[Clip]:
-    """The clips of the training or validation set; if they are to be fewer, evenly spread over its list."""
-    other_set = validation and args.validation_data is not None
-    clips = read_clips(
-        args.validation_data if other_set else args.dataset_name or args.data,
-        root=args.data_root,
-        split=args.validation_split if validation else args.split,
-        dataset_config=args.dataset_config_name,
-        hub=args.dataset_name is not None and not other_set,
-        frame_template=args.frame_template,
-        video_column=args.video_column,
-        label_column=args.label_column,
-        multi_label=args.multi_label,
-    )
-    return spread(clips, limit)
-
-
-def spread(clips: Sequence[Clip], limit: int | None) -> list[Clip]:
-    """At most `limit` clips, evenly spread over the list, which may be sorted by class."""
-    number = len(clips) if limit is None else min(limit, len(clips))
-    return [clips[position * len(clips) // number] for position in range(number)]
+def held_out_source(args: DataArguments) -> SourceArguments:
+    """Where validation clips come from: the training set's own source, but for what is said of them."""
+    other_set = {"data": args.validation_data, "dataset_name": None} if args.validation_data else {}
+    return replace(args, split=args.validation_split, **other_set)
 
 
 def read_data(args: DataArguments, max_eval_samples: int | None) -> LabelledData:
     """Lists (or opens) the sets that the flags name. Raises ValueError for a stream that declares no classes."""
     held_out = []
     if args.validation_data or args.validation_split:
-        held_out = list_clips(args, True, max_eval_samples)
+        held_out = spread(list_clips(held_out_source(args)), max_eval_samples)
     if not args.streaming:
-        training = list_clips(args, False, args.max_train_samples)
+        training = spread(list_clips(args), args.max_train_samples)
         return LabelledData(training, held_out, label_names(training))
     stream = open_stream(
         args.dataset_name,

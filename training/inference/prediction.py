@@ -1,13 +1,13 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
-"""Scores of many clips at many points (frames, size, token budget), the same on any number of processes; metrics.
+"""Scores of many clips at many points (frames, size, token budget), the same on any number of processes.
 
 A clip is decoded once for all points and views, in a DataLoader worker, which also resizes and crops. Pixels travel as
 bytes; the process that runs the model picks the frames of each view from them and normalises. Both halves are the
-video processor's own work, so that a point's views are those of the pipeline and of the official evaluation.
+video processor's own work, so that a point's views are those of the pipeline and of the official evaluation. Points of
+one clip shape share embedding, scores and positions.
 """
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,104 +20,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from flux_hf.configuration_fluxvit import FluxViTConfig
 from flux_hf.token_selection import as_count
 from flux_hf.video_decoding import sample_frame_indices
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
+from ..arguments import ViewArguments
 from ..data.reader import READ_ERRORS, Clip, describe_failure
 from ..data.sampling import ClipShape
+from .points import EvalPoint
 
 
-Forward = Callable[[Tensor, int | None], Tensor]
+Forward = Callable[[Tensor, Sequence[int | None]], Sequence[Tensor]]
 
 PADDING = -1  # stands for a clip where a process has run out of them
-MULTI_LABEL = "multi_label_classification"
-
-
-# Points --------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class EvalPoint:
-    """A way to look at a video: `num_frames` frames of `size` x `size` pixels, `token_budget` of their tokens encoded.
-
-    A `token_budget` of None is the model's default. Written `8x224@2048`, or `8x224`.
-
-    Raises:
-        ValueError: a value below 1 or not whole.
-    """
-
-    num_frames: int
-    size: int
-    token_budget: int | None = None
-
-    def __post_init__(self):
-        for name in ("num_frames", "size", "token_budget"):
-            if name != "token_budget" or self.token_budget is not None:
-                as_count(name, getattr(self, name))
-
-    @classmethod
-    def parse(cls, text: str) -> "EvalPoint":
-        """The point that `str` would write as `text`. Raises ValueError for anything else."""
-        match = re.fullmatch(r"(\d+)x(\d+)(?:@(\d+))?", text)
-        if match is None:
-            raise ValueError(f"a point is written FRAMESxSIZE@BUDGET, such as 8x224@2048, got {text!r}")
-        return cls(*(None if number is None else int(number) for number in match.groups()))
-
-    def __str__(self) -> str:
-        budget = "" if self.token_budget is None else f"@{self.token_budget}"
-        return f"{self.num_frames}x{self.size}{budget}"
-
-    def dense_tokens(self, config: FluxViTConfig) -> int:
-        """Tokens before selection.
-
-        Raises:
-            ValueError: frames that are not whole tubelets of the model, or a size that is not whole patches.
-        """
-        if self.num_frames % config.tubelet_size:
-            raise ValueError(f"{self}: frames must be multiples of tubelet_size={config.tubelet_size}")
-        if self.size % config.patch_size:
-            raise ValueError(f"{self}: the size must be a multiple of patch_size={config.patch_size}")
-        return ClipShape(self.num_frames, self.size).num_tokens(config.patch_size, config.tubelet_size)
-
-    def kept_tokens(self, config: FluxViTConfig) -> int:
-        """Tokens that the model encodes; raises as `dense_tokens`."""
-        budget = config.token_budget if self.token_budget is None else self.token_budget
-        dense = self.dense_tokens(config)
-        return dense if budget is None else min(budget, dense)
-
-
-def default_shape(config: FluxViTConfig, processor: FluxViTVideoProcessor) -> ClipShape:
-    """The clip that the pipeline samples where nothing is said. Raises ValueError if its crop is not square."""
-    crop = dict(processor.crop_size)
-    if crop["height"] != crop["width"]:
-        raise ValueError(f"clips are square here, and the checkpoint's crop is {crop}: give a size")
-    return ClipShape(processor.num_frames or config.num_frames, crop["height"])
-
-
-def resolve_point(
-    config: FluxViTConfig,
-    processor: FluxViTVideoProcessor,
-    num_frames: int | None = None,
-    size: int | None = None,
-    token_budget: int | None = None,
-) -> EvalPoint:
-    """The point that the pipeline would use: what is given, else the plan's for the budget, else the default clip's.
-
-    Raises:
-        ValueError: a value out of range, or one that the model's tubelets or patches do not divide.
-    """
-    planned = (config.token_plan or {}).get(token_budget)
-    if num_frames is None and size is None and planned is not None:
-        num_frames, size = planned
-    if num_frames is None:
-        num_frames = processor.num_frames or config.num_frames
-    if size is None:
-        size = default_shape(config, processor).size
-    point = EvalPoint(num_frames, size, token_budget)
-    point.dense_tokens(config)
-    return point
 
 
 # Views ---------------------------------------------------------------------------------------------------------------
@@ -234,9 +149,7 @@ def predict_clips(
     clips: Sequence[Clip],
     points: Sequence[EvalPoint],
     accelerator: Accelerator,
-    num_clips: int = 1,
-    num_crops: int = 1,
-    batch_size: int = 8,
+    views: ViewArguments,
     num_workers: int = 0,
     multi_label: bool = False,
     show_progress: bool = False,
@@ -248,15 +161,13 @@ def predict_clips(
     Nothing here draws from the global random generators.
 
     Args:
-        forward: (B, T, 3, S, S) float32 on the accelerator's device, token budget or None -> logits (B, num_labels).
-            In evaluation mode: that is the caller's to set.
+        forward: (B, T, 3, S, S) float32 on the accelerator's device, budgets (None: the model's default) -> logits
+            (B, num_labels) at each of them. In evaluation mode: that is the caller's to set.
         processor: Makes the views; always square crops, whatever its own settings.
         clips: Read by `Clip.read`.
         points: Clips are decoded once for all of them; points that differ in the budget alone share their views.
         accelerator: Whose processes share the work. Every one of them must call this.
-        num_clips: Temporal views of each clip.
-        num_crops: Spatial views of each temporal view.
-        batch_size: Views in a forward pass.
+        views: Temporal views of each clip, spatial views of each of them, views in a forward pass.
         num_workers: DataLoader workers of each process.
         multi_label: Sigmoid in place of the softmax.
         show_progress: A bar on the main process.
@@ -267,14 +178,14 @@ def predict_clips(
     """
     if not clips or not points:
         raise ValueError(f"at least one clip and one point are needed, got {len(clips)} and {len(points)}")
-    num_views = as_count("num_clips", num_clips) * as_count("num_crops", num_crops)
-    as_count("batch_size", batch_size)
+    num_views = as_count("num_clips", views.num_clips) * as_count("num_crops", views.num_crops)
+    batch_size = as_count("per_device_eval_batch_size", views.per_device_eval_batch_size)
     shapes = list(dict.fromkeys(ClipShape(point.num_frames, point.size) for point in points))
     rank, world = accelerator.process_index, accelerator.num_processes
     mine = list(range(rank, len(clips), world))
     mine += [PADDING] * (math.ceil(len(clips) / world) - len(mine))
     loader = DataLoader(
-        _ViewDataset(clips, processor, shapes, num_clips, num_crops),
+        _ViewDataset(clips, processor, shapes, views.num_clips, views.num_crops),
         batch_size=max(1, batch_size // num_views),
         sampler=mine,
         num_workers=num_workers,
@@ -319,9 +230,9 @@ def _score_batch(
             for clip, crops in zip(batch, pixels, strict=True)
         ]
         for part in torch.cat(views).split(batch_size):
-            values = _normalize(part, processor)
-            for index in members:
-                scores[index].append(activation(forward(values, points[index].token_budget).float()))
+            budgets = [points[index].token_budget for index in members]
+            for index, logits in zip(members, forward(_normalize(part, processor), budgets), strict=True):
+                scores[index].append(activation(logits.float()))
     return torch.stack([torch.cat(parts).unflatten(0, (-1, num_views)).mean(1) for parts in scores]).cpu()
 
 
@@ -347,110 +258,3 @@ def _merge(parts: list[tuple[list[int], np.ndarray, list]], clips: Sequence[Clip
         first = clips[int(broken.nonzero()[0])].name
         raise FloatingPointError(f"the model's scores of {int(broken.sum())} clips are not numbers, first of {first}")
     return Predictions(scores, [failures[index] for index in sorted(failures)])
-
-
-# Labels and metrics --------------------------------------------------------------------------------------------------
-
-
-def label_targets(clips: Sequence[Clip], config: FluxViTConfig) -> Tensor:
-    """What the model should say: (clips,) int64, or (clips, num_labels) float32 of 0 and 1 for a multi-label model.
-
-    A label is one of the model's names, or an index into them where no name reads like that.
-
-    Raises:
-        ValueError: labels the model does not have, a clip without one, or several for a model that gives one.
-    """
-    multi_label = config.problem_type == MULTI_LABEL
-    unlabelled = [clip.name for clip in clips if clip.label is None]
-    if unlabelled:
-        raise ValueError(f"every clip needs a label, {len(unlabelled)} have none, the first of them {unlabelled[0]!r}")
-    names = [clip.label if isinstance(clip.label, tuple) else (clip.label,) for clip in clips]
-    if not multi_label:
-        for clip, own in zip(clips, names, strict=True):
-            if len(own) != 1:
-                raise ValueError(f"the model gives one label a clip, {clip.name!r} has {list(own)}")
-    known = {name: index for index, name in config.id2label.items()}  # `label2id` may be missing or differ
-    ids = {name: _label_id(name, known) for own in names for name in own}
-    unknown = sorted(name for name, index in ids.items() if index is None)
-    if unknown:
-        shown = f"{list(known)[:10]}" + (f" and {len(known) - 10} more" if len(known) > 10 else "")
-        raise ValueError(f"labels must be some of {shown}, or indices into them, got {unknown}")
-    if not multi_label:
-        return torch.tensor([ids[own[0]] for own in names])
-    targets = torch.zeros(len(clips), config.num_labels)
-    for row, own in zip(targets, names, strict=True):
-        row[[ids[name] for name in own]] = 1
-    return targets
-
-
-def _label_id(name: str, known: dict[str, int]) -> int | None:
-    if name in known:
-        return known[name]
-    return int(name) if name.isdecimal() and int(name) in known.values() else None
-
-
-def accuracy(scores: Tensor, labels: Tensor, top_k: Sequence[int] = (1, 5)) -> dict[str, float]:
-    """Share of clips whose label is among the k best scores: {"top1": ..., "top5": ...}.
-
-    Args:
-        scores: (clips, num_labels); rows of NaN, clips that could not be decoded, do not count.
-        labels: (clips,) int64.
-        top_k: The ks.
-
-    Raises:
-        ValueError: no clip counts.
-    """
-    scores, labels = _counted(scores, labels)
-    # stable, so that equal scores rank alike on every machine
-    best = scores.sort(dim=-1, descending=True, stable=True).indices[:, : max(top_k)]
-    hits = best == labels[:, None]
-    return {f"top{k}": hits[:, :k].any(1).float().mean().item() for k in top_k}
-
-
-def average_precisions(scores: Tensor, targets: Tensor) -> Tensor:
-    """Average precision of each label, (num_labels,) float64; NaN for a label that no clip has.
-
-    The area under the steps of precision over recall: the sum over distinct scores, falling, of the recall gained at
-    it times the precision there. Clips of equal score count together.
-
-    Args:
-        scores: (clips, num_labels); rows of NaN do not count.
-        targets: (clips, num_labels) of 0 and 1.
-
-    Raises:
-        ValueError: no clip counts.
-    """
-    scores, targets = _counted(scores, targets)
-    precisions = []
-    for column, target in zip(scores.unbind(1), targets.double().unbind(1), strict=True):
-        column, order = column.sort(descending=True)
-        last_of_equals = torch.cat([column[1:] != column[:-1], torch.ones(1, dtype=torch.bool)])
-        found = target[order].cumsum(0)[last_of_equals]
-        seen = torch.arange(1, len(column) + 1)[last_of_equals]
-        gained = torch.diff(found, prepend=torch.zeros(1, dtype=found.dtype))
-        precisions.append((gained * found / seen).sum() / target.sum())  # 0 / 0 is NaN
-    return torch.stack(precisions)
-
-
-def mean_average_precision(scores: Tensor, targets: Tensor) -> float:
-    """Mean of `average_precisions` over the labels that some clip has. Raises ValueError if none has any."""
-    precisions = average_precisions(scores, targets)
-    if precisions.isnan().all():
-        raise ValueError(f"none of {len(targets)} clips has a label")
-    return precisions.nanmean().item()
-
-
-def evaluate_scores(scores: Tensor, targets: Tensor) -> dict[str, float]:
-    """Metrics of one point: top1 and top5, or mean_average_precision for multi-label targets (clips, num_labels)."""
-    if targets.ndim == 2:
-        return {"mean_average_precision": mean_average_precision(scores, targets)}
-    return accuracy(scores, targets)
-
-
-def _counted(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    if len(scores) != len(targets):
-        raise ValueError(f"there must be one target a clip, got {len(targets)} for {len(scores)} clips")
-    counted = ~scores.isnan().any(1)
-    if not counted.any():
-        raise ValueError(f"none of {len(scores)} clips has scores")
-    return scores[counted], targets[counted]
