@@ -15,7 +15,8 @@ from .data.reader import FRAME_TEMPLATE
 from .data.sampling import SAMPLING_PRESETS, SAMPLING_RULES
 
 
-def _flag(default, help: str, choices: list | None = None):
+def flag(default: Any, help: str, choices: list | None = None) -> Any:
+    """A field of a group of flags."""
     metadata = {"help": help} if choices is None else {"help": help, "choices": choices}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -27,38 +28,36 @@ def _flag(default, help: str, choices: list | None = None):
 
 @dataclass
 class CheckpointArguments:
-    model_name_or_path: str | None = _flag(None, "checkpoint: a folder or a Hub id")
-    revision: str = _flag("main", "revision of the Hub checkpoint")
-    cache_dir: str | None = _flag(None, "where Hub downloads are kept")
-    attn_implementation: str | None = _flag(
-        None, "eager, sdpa, flash_attention_2, ...; by default the library's choice"
-    )
+    model_name_or_path: str | None = flag(None, "checkpoint: a folder or a Hub id")
+    revision: str = flag("main", "revision of the Hub checkpoint")
+    cache_dir: str | None = flag(None, "where Hub downloads are kept")
+    attn_implementation: str | None = flag(None, "eager, sdpa, flash_attention_2, ...; by default the library's choice")
 
 
 @dataclass
 class SourceArguments:
-    data: str | None = _flag(None, "csv (path,label), folder per class, or saved `datasets` set")
-    split: str | None = _flag(None, "rows of this split of --data (column split), or split of the data set")
-    data_root: str | None = _flag(None, "folder that the csv's paths are relative to; the csv's own if not given")
-    dataset_name: str | None = _flag(None, "in place of --data, Hub id or folder for `datasets.load_dataset`")
-    dataset_config_name: str | None = _flag(None, "configuration of a `datasets` set")
-    video_column: str | None = _flag(None, "column of a `datasets` set's videos; its only Video column if not given")
-    label_column: str | None = _flag(None, "column of the labels; label, or labels, if not given")
-    frame_template: str = _flag(FRAME_TEMPLATE, "names of the frames in folders of frames")
-    multi_label: bool = _flag(False, "several labels a clip ('a|b' in a csv)")
+    data: str | None = flag(None, "csv (path,label), folder per class, or saved `datasets` set")
+    split: str | None = flag(None, "rows of this split of --data (column split), or split of the data set")
+    data_root: str | None = flag(None, "folder that the csv's paths are relative to; the csv's own if not given")
+    dataset_name: str | None = flag(None, "in place of --data, Hub id or folder for `datasets.load_dataset`")
+    dataset_config_name: str | None = flag(None, "configuration of a `datasets` set")
+    video_column: str | None = flag(None, "column of a `datasets` set's videos; its only Video column if not given")
+    label_column: str | None = flag(None, "column of the labels; label, or labels, if not given")
+    frame_template: str = flag(FRAME_TEMPLATE, "names of the frames in folders of frames")
+    multi_label: bool = flag(False, "several labels a clip ('a|b' in a csv)")
 
 
 @dataclass
 class LoaderArguments:
-    dataloader_num_workers: int = _flag(2, "decoding processes of each process")
+    dataloader_num_workers: int = flag(2, "decoding processes of each process")
 
 
 @dataclass
 class ViewArguments:
-    num_clips: int = _flag(1, "temporal views of a clip in evaluation (published: 4, SSv2 2)")
-    num_crops: int = _flag(1, "spatial views of each of them (published: 3)")
-    per_device_eval_batch_size: int = _flag(8, "views in a forward pass of evaluation")
-    max_eval_samples: int | None = _flag(None, "evaluate only so many clips, evenly spread over the list")
+    num_clips: int = flag(1, "temporal views of a clip in evaluation (published: 4, SSv2 2)")
+    num_crops: int = flag(1, "spatial views of each of them (published: 3)")
+    per_device_eval_batch_size: int = flag(8, "views in a forward pass of evaluation")
+    max_eval_samples: int | None = flag(None, "evaluate only so many clips, evenly spread over the list")
 
 
 # Of fine-tuning ------------------------------------------------------------------------------------------------------
@@ -66,113 +65,113 @@ class ViewArguments:
 
 @dataclass
 class ModelArguments(CheckpointArguments):
-    config_name: str | None = _flag(None, "json file of config fields, for a model from scratch")
-    num_frames: int | None = _flag(None, "frames of the default clip (validation, saved checkpoint)")
-    size: int | None = _flag(None, "side of the default clip, in pixels")
-    drop_path_rate: float | None = _flag(None, "stochastic depth; the model's own if not given")
-    classifier_dropout: float | None = _flag(None, "dropout before the classifier; the model's own if not given")
-    gradient_checkpointing: bool = _flag(False, "recompute layers in the backward pass, to save memory")
-    torch_compile: bool = _flag(False, "compile the encoder's layers")
-    freeze_layers: int = _flag(0, "1 freezes the embeddings, n + 1 also the first n layers")
-    lora_rank: int = _flag(0, "trains low-rank updates (peft) of the layers' linear maps, and the heads; 0 trains all")
-    lora_alpha: float | None = _flag(None, "scale of the low-rank updates; twice the rank if not given")
-    lora_dropout: float = _flag(0.0, "dropout on the way into the low-rank updates")
+    config_name: str | None = flag(None, "json file of config fields, for a model from scratch")
+    num_frames: int | None = flag(None, "frames of the default clip (validation, saved checkpoint)")
+    size: int | None = flag(None, "side of the default clip, in pixels")
+    drop_path_rate: float | None = flag(None, "stochastic depth; the model's own if not given")
+    classifier_dropout: float | None = flag(None, "dropout before the classifier; the model's own if not given")
+    gradient_checkpointing: bool = flag(False, "recompute layers in the backward pass, to save memory")
+    torch_compile: bool = flag(False, "compile the encoder's layers")
+    freeze_layers: int = flag(0, "1 freezes the embeddings, n + 1 also the first n layers")
+    lora_rank: int = flag(0, "trains low-rank updates (peft) of the layers' linear maps, and the heads; 0 trains all")
+    lora_alpha: float | None = flag(None, "scale of the low-rank updates; twice the rank if not given")
+    lora_dropout: float = flag(0.0, "dropout on the way into the low-rank updates")
 
 
 @dataclass
 class ObjectiveArguments:
-    objective: str = _flag("multi", "Flux-Multi trains every budget at once, Flux-Single one", ["multi", "single"])
-    token_budgets: list[int] | None = _flag(
+    objective: str = flag("multi", "Flux-Multi trains every budget at once, Flux-Single one", ["multi", "single"])
+    token_budgets: list[int] | None = flag(
         None, "budgets to train, one head each; the model's own if not given. One for --objective single"
     )
-    alignment_weight: float = _flag(1.0, "weight of the alignment of smaller budgets to the largest")
-    mixup: float = _flag(0.0, "alpha of mixup; 0.8 as published")
-    cutmix: float = _flag(0.0, "alpha of cutmix; 1.0 as published")
-    mixup_prob: float = _flag(1.0, "probability that a batch is mixed")
-    mixup_switch_prob: float = _flag(0.5, "probability of cutmix where both are on")
-    label_smoothing: float = _flag(0.0, "0.1 in the released code, 0 in the paper")
+    alignment_weight: float = flag(1.0, "weight of the alignment of smaller budgets to the largest")
+    mixup: float = flag(0.0, "alpha of mixup; 0.8 as published")
+    cutmix: float = flag(0.0, "alpha of cutmix; 1.0 as published")
+    mixup_prob: float = flag(1.0, "probability that a batch is mixed")
+    mixup_switch_prob: float = flag(0.5, "probability of cutmix where both are on")
+    label_smoothing: float = flag(0.0, "0.1 in the released code, 0 in the paper")
 
 
 @dataclass
 class DataArguments(LoaderArguments, SourceArguments):
-    validation_data: str | None = _flag(None, "as --data, for validation")
-    validation_split: str | None = _flag(None, "likewise for validation; alone, a split of --data")
-    streaming: bool = _flag(False, "stream --dataset_name instead of downloading it")
-    max_train_samples: int | None = _flag(None, "use only so many clips; of a stream, so many an epoch")
-    frame_cache: str | None = _flag(None, "folder where each clip's frames are kept once decoded")
-    frame_cache_short_side: int | None = _flag(None, "short side, in pixels, of the kept frames")
-    frame_cache_max_frames: int | None = _flag(None, "most frames kept of a clip, evenly spread")
-    max_failed_share: float = _flag(0.2, "training stops when more than this share of the clips cannot be decoded")
+    validation_data: str | None = flag(None, "as --data, for validation")
+    validation_split: str | None = flag(None, "likewise for validation; alone, a split of --data")
+    streaming: bool = flag(False, "stream --dataset_name instead of downloading it")
+    max_train_samples: int | None = flag(None, "use only so many clips; of a stream, so many an epoch")
+    frame_cache: str | None = flag(None, "folder where each clip's frames are kept once decoded")
+    frame_cache_short_side: int | None = flag(None, "short side, in pixels, of the kept frames")
+    frame_cache_max_frames: int | None = flag(None, "most frames kept of a clip, evenly spread")
+    max_failed_share: float = flag(0.2, "training stops when more than this share of the clips cannot be decoded")
 
 
 @dataclass
 class SamplingArguments:
-    sampling: str = _flag(
+    sampling: str = flag(
         "paper",
         "what (frames, size) are drawn from: a preset, one 'fixed' pair (the default clip), or 'custom'",
         [*SAMPLING_PRESETS, "fixed", "custom"],
     )
-    frames: list[int] | None = _flag(None, "numbers of frames, for --sampling custom")
-    sizes: list[int] | None = _flag(None, "sizes in pixels, for --sampling custom")
-    token_window: list[int] | None = _flag(None, "lowest and highest dense token count, for --sampling custom")
-    independent_shapes: bool = _flag(False, "each process draws its own pair at a step, as the official code does")
-    sampling_rule: str | None = _flag(
+    frames: list[int] | None = flag(None, "numbers of frames, for --sampling custom")
+    sizes: list[int] | None = flag(None, "sizes in pixels, for --sampling custom")
+    token_window: list[int] | None = flag(None, "lowest and highest dense token count, for --sampling custom")
+    independent_shapes: bool = flag(False, "each process draws its own pair at a step, as the official code does")
+    sampling_rule: str | None = flag(
         None, "how training frames are drawn; by the kind of data if not given", [None, *SAMPLING_RULES]
     )
 
 
 @dataclass
 class AugmentationArguments:
-    augmentation: str = _flag("paper", "preset of the clips' augmentation", list(AUGMENT_PRESETS))
-    augment_on_device: bool = _flag(False, "crop in the workers, all other augmentation on the training device")
-    num_sample: int = _flag(1, "augmented copies of each decoded clip (repeated augmentation)")
-    horizontal_flip: float | None = _flag(None, "probability; the preset's if not given")
+    augmentation: str = flag("paper", "preset of the clips' augmentation", list(AUGMENT_PRESETS))
+    augment_on_device: bool = flag(False, "crop in the workers, all other augmentation on the training device")
+    num_sample: int = flag(1, "augmented copies of each decoded clip (repeated augmentation)")
+    horizontal_flip: float | None = flag(None, "probability; the preset's if not given")
 
 
 @dataclass
 class OptimizationArguments:
-    per_device_train_batch_size: int = _flag(8, "clips of a process's batch, before --num_sample")
-    gradient_accumulation_steps: int = _flag(1, "batches of an optimiser step")
-    num_train_epochs: int = _flag(10, "epochs")
-    max_train_steps: int | None = _flag(None, "optimiser steps; overrides --num_train_epochs")
-    learning_rate: float = _flag(2e-4, "base value: multiplied by clips a step (copies included) / 256")
-    min_learning_rate: float = _flag(1e-6, "what the cosine ends at; scaled likewise")
-    warmup_learning_rate: float = _flag(1e-6, "what warm-up begins at; scaled likewise")
-    no_scale_lr: bool = _flag(False, "take the learning rates as they are")
-    num_warmup_epochs: float = _flag(1.0, "epochs of linear warm-up")
-    num_warmup_steps: int | None = _flag(None, "optimiser steps of warm-up; overrides --num_warmup_epochs")
-    weight_decay: float = _flag(0.05, "of matrices other than the position table")
-    layer_decay: float = _flag(0.75, "factor of the learning rate from a layer to the one below")
-    adam_beta1: float = _flag(0.9, "AdamW")
-    adam_beta2: float = _flag(0.999, "AdamW")
-    adam_epsilon: float = _flag(1e-8, "AdamW")
-    max_grad_norm: float | None = _flag(None, "clip the gradient's norm; not clipped if not given, as published")
-    ema_decay: float | None = _flag(None, "keep a moving average of the weights, and evaluate and export it")
-    allow_tf32: bool = _flag(False, "TF32 matrix products on GPUs that have it")
+    per_device_train_batch_size: int = flag(8, "clips of a process's batch, before --num_sample")
+    gradient_accumulation_steps: int = flag(1, "batches of an optimiser step")
+    num_train_epochs: int = flag(10, "epochs")
+    max_train_steps: int | None = flag(None, "optimiser steps; overrides --num_train_epochs")
+    learning_rate: float = flag(2e-4, "base value: multiplied by clips a step (copies included) / 256")
+    min_learning_rate: float = flag(1e-6, "what the cosine ends at; scaled likewise")
+    warmup_learning_rate: float = flag(1e-6, "what warm-up begins at; scaled likewise")
+    no_scale_lr: bool = flag(False, "take the learning rates as they are")
+    num_warmup_epochs: float = flag(1.0, "epochs of linear warm-up")
+    num_warmup_steps: int | None = flag(None, "optimiser steps of warm-up; overrides --num_warmup_epochs")
+    weight_decay: float = flag(0.05, "of matrices other than the position table")
+    layer_decay: float = flag(0.75, "factor of the learning rate from a layer to the one below")
+    adam_beta1: float = flag(0.9, "AdamW")
+    adam_beta2: float = flag(0.999, "AdamW")
+    adam_epsilon: float = flag(1e-8, "AdamW")
+    max_grad_norm: float | None = flag(None, "clip the gradient's norm; not clipped if not given, as published")
+    ema_decay: float | None = flag(None, "keep a moving average of the weights, and evaluate and export it")
+    allow_tf32: bool = flag(False, "TF32 matrix products on GPUs that have it")
 
 
 @dataclass
 class RunArguments:
-    output_dir: str | None = _flag(None, "where checkpoints and the final model go (required)")
-    overwrite_output_dir: bool = _flag(False, "delete what --output_dir holds")
-    resume_from_checkpoint: str | None = _flag(None, "'latest', or a checkpoint's folder")
-    checkpointing_steps: str = _flag("epoch", "a number of optimiser steps, 'epoch', or 'no'")
-    checkpoints_total_limit: int | None = _flag(None, "keep so many checkpoints, and the best one")
-    eval_steps: str = _flag("epoch", "a number of optimiser steps, 'epoch', or 'no' (only at the end)")
-    load_best_model_at_end: bool = _flag(False, "export the best checkpoint instead of the last")
-    logging_steps: int = _flag(10, "optimiser steps between two log lines")
-    report_to: str | None = _flag(None, "tracker: tensorboard, wandb, ..., 'all' or 'none'")
-    run_name: str = _flag("flux-hf", "the tracker's project")
-    seed: int = _flag(0, "of everything that is drawn")
+    output_dir: str | None = flag(None, "where checkpoints and the final model go (required)")
+    overwrite_output_dir: bool = flag(False, "delete what --output_dir holds")
+    resume_from_checkpoint: str | None = flag(None, "'latest', or a checkpoint's folder")
+    checkpointing_steps: str = flag("epoch", "a number of optimiser steps, 'epoch', or 'no'")
+    checkpoints_total_limit: int | None = flag(None, "keep so many checkpoints, and the best one")
+    eval_steps: str = flag("epoch", "a number of optimiser steps, 'epoch', or 'no' (only at the end)")
+    load_best_model_at_end: bool = flag(False, "export the best checkpoint instead of the last")
+    logging_steps: int = flag(10, "optimiser steps between two log lines")
+    report_to: str | None = flag(None, "tracker: tensorboard, wandb, ..., 'all' or 'none'")
+    run_name: str = flag("flux-hf", "the tracker's project")
+    seed: int = flag(0, "of everything that is drawn")
 
 
 @dataclass
 class HubArguments:
-    push_to_hub: bool = _flag(False, "push the final model, verified, in one commit with its card and code")
-    hub_model_id: str | None = _flag(None, "repository; the name of --output_dir if not given")
-    hub_license: str | None = _flag(None, "license of the pushed model, such as apache-2.0; never guessed")
-    hub_private_repo: bool = _flag(False, "create the repository as private")
-    hub_token: str | None = _flag(None, "token; the stored one if not given")
+    push_to_hub: bool = flag(False, "push the final model, verified, in one commit with its card and code")
+    hub_model_id: str | None = flag(None, "repository; the name of --output_dir if not given")
+    hub_license: str | None = flag(None, "license of the pushed model, such as apache-2.0; never guessed")
+    hub_private_repo: bool = flag(False, "create the repository as private")
+    hub_token: str | None = flag(None, "token; the stored one if not given")
 
 
 @dataclass(frozen=True)
@@ -200,9 +199,17 @@ GROUPS: tuple[type, ...] = tuple(field.type for field in fields(FinetuneArgument
 # Reading them --------------------------------------------------------------------------------------------------------
 
 
-def parse_groups(groups: Sequence[type], description: str, arguments: list[str] | None = None) -> tuple:
-    """The groups of flags of a command, checked by `check_values`. Raises ValueError naming a flag and its value."""
+def parse_groups(
+    groups: Sequence[type], description: str, arguments: list[str] | None = None, **positional: str
+) -> tuple:
+    """The groups of flags of a command, and a namespace of its positional lists (name -> help), if it has some.
+
+    Raises:
+        ValueError: naming a flag whose value cannot work.
+    """
     parser = HfArgumentParser(groups, description=description, formatter_class=RawDescriptionHelpFormatter)
+    for name, text in positional.items():
+        parser.add_argument(name, nargs="+", help=text)
     parsed = parser.parse_args_into_dataclasses(arguments)
     check_values({name: value for group in parsed for name, value in vars(group).items()})
     return parsed

@@ -9,39 +9,51 @@ done all the same, and the exit status is 1. Frames and size are chosen as the p
 token plan's for the budget, else the checkpoint's own.
 """
 
-import argparse
 import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
-from flux_hf.configuration_fluxvit import FluxViTConfig
+from flux_hf.checkpoint_files import write_csv
 
-from .command_line import count, load_checkpoint, new_parser, run_model, write_csv
+from .arguments import CheckpointArguments, LoaderArguments, ViewArguments, flag, parse_groups
 from .data.reader import VIDEO_SUFFIXES, Clip, VideoFile
-from .data.sources import read_clips
-from .inference.prediction import Predictions, resolve_point
+from .data.sources import read_clips, spread
+from .inference.command import load_checkpoint, run_model
+from .inference.points import resolve_point
+from .inference.prediction import Predictions
 
 
 TABLE_SUFFIXES = (".csv", ".txt", ".tsv")
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The flags."""
-    parser = new_parser(__doc__)
-    parser.add_argument("sources", nargs="+", help="folders of clips, csv files with a column path, video files, URLs")
-    parser.add_argument("--output", type=Path, required=True, help="csv with the columns name,rank,label,score,error")
-    parser.add_argument("--top_k", type=count, default=1, help="labels a clip, a row each")
-    parser.add_argument("--token_budget", type=count, help="tokens encoded of a view; the model's if not given")
-    parser.add_argument("--num_frames", type=count, help="frames of a view")
-    parser.add_argument("--size", type=count, help="side of a view in pixels")
-    return parser.parse_args(arguments)
+@dataclass
+class PredictArguments:
+    output: str | None = flag(None, "csv with the columns name,rank,label,score,error (required)")
+    top_k: int = flag(1, "labels a clip, a row each")
+    token_budget: int | None = flag(None, "tokens encoded of a view; the model's if not given")
+    num_frames: int | None = flag(None, "frames of a view")
+    size: int | None = flag(None, "side of a view in pixels")
 
 
-def find_clips(sources: Sequence[str], verify: bool = True) -> list[Clip]:
+GROUPS = (CheckpointArguments, LoaderArguments, ViewArguments, PredictArguments)
+SOURCES = "folders of clips, csv files with a column path, video files, URLs"
+
+
+def parse_arguments(arguments: list[str] | None = None) -> tuple:
+    """The groups of flags, and the sources. Raises ValueError, naming the flag, where one is missing or illegal."""
+    *groups, positional = parse_groups(GROUPS, __doc__, arguments, sources=SOURCES)
+    if groups[-1].output is None:
+        raise ValueError("--output must be given")
+    return (*groups, positional.sources)
+
+
+def find_clips(sources: Sequence[str]) -> list[Clip]:
     """The clips of folders (searched recursively), tables and files, in their order, each name once.
 
     Raises:
@@ -50,18 +62,18 @@ def find_clips(sources: Sequence[str], verify: bool = True) -> list[Clip]:
     clips: list[Clip] = []
     for source in sources:
         if os.path.isdir(source):
-            clips += _clips_in_folder(Path(source), verify)
+            clips += _clips_in_folder(Path(source))
         elif source.lower().endswith(TABLE_SUFFIXES):
-            clips += read_clips(source, labelled=False, verify=verify)
+            clips += read_clips(source, labelled=False)
         else:
-            clips.append(VideoFile(source, None, source, verify))
+            clips.append(VideoFile(source, None, source))
     twice = [name for name, times in Counter(clip.name for clip in clips).items() if times > 1]
     if twice:  # in two tables, or a file given twice
         raise ValueError(f"every clip must have a name of its own, got {len(twice)} twice, the first {twice[0]!r}")
     return clips
 
 
-def _clips_in_folder(folder: Path, verify: bool) -> list[Clip]:
+def _clips_in_folder(folder: Path) -> list[Clip]:
     files = sorted(
         path
         for path in folder.rglob("*")
@@ -71,12 +83,10 @@ def _clips_in_folder(folder: Path, verify: bool) -> list[Clip]:
     )
     if not files:
         raise ValueError(f"{folder} must hold videos ({' '.join(VIDEO_SUFFIXES)}), it has none")
-    return [VideoFile(str(path), None, str(path), verify) for path in files]
+    return [VideoFile(str(path), None, str(path)) for path in files]
 
 
-def prediction_rows(
-    clips: Sequence[Clip], predictions: Predictions, config: FluxViTConfig, top_k: int
-) -> Iterator[list]:
+def prediction_rows(clips: Sequence[Clip], predictions: Predictions, config: Any, top_k: int) -> Iterator[list]:
     """Rows of the csv: `top_k` a clip, best first, or one with the error."""
     reasons = dict(predictions.failures)
     values, indices = predictions.scores[0].sort(dim=-1, descending=True, stable=True)
@@ -89,14 +99,13 @@ def prediction_rows(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    args = parse_arguments(arguments)
+    checkpoint, loader, views, args, sources = parse_arguments(arguments)
     accelerator = Accelerator()
-    model, processor = load_checkpoint(args.model_name_or_path, accelerator)
+    model, processor = load_checkpoint(checkpoint, accelerator)
     point = resolve_point(model.config, processor, args.num_frames, args.size, args.token_budget)
-    clips = find_clips(args.sources, verify=not args.no_verify)
-    predictions = run_model(model, processor, clips, [point], accelerator, args)
+    clips = spread(find_clips(sources), views.max_eval_samples)
+    predictions = run_model(model, processor, clips, [point], accelerator, views, loader.dataloader_num_workers)
     if accelerator.is_main_process:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
         rows = prediction_rows(clips, predictions, model.config, args.top_k)
         write_csv(args.output, ["name", "rank", "label", "score", "error"], rows)
         print(f"{int(predictions.decoded.sum())} of {len(clips)} clips labelled at {point}: {args.output}")

@@ -58,7 +58,8 @@ def test_report(folder, tmp_path, capsys):
     output = tmp_path / "bad.csv"
     rows = [f"{name},x\n" for name in ("run/a.mp4", "run/cut.mp4", "run/missing.mp4")]
     (tmp_path / "list.csv").write_text("".join(["path,label\n", *rows]))
-    arguments = [str(tmp_path / "list.csv"), "--root", str(folder), "--num_workers", "0", "--output", str(output)]
+    alone = ["--data_root", str(folder), "--dataloader_num_workers", "0"]
+    arguments = ["--data", str(tmp_path / "list.csv"), *alone, "--output", str(output)]
     assert main(arguments) == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:2]] == ["run/cut.mp4", "run/missing.mp4"]
@@ -69,15 +70,15 @@ def test_report(folder, tmp_path, capsys):
     assert all(row["reason"] for row in table)
     assert sorted(os.listdir(tmp_path)) == ["bad.csv", "list.csv"]
     (tmp_path / "good.csv").write_text("run/a.mp4\nrun/b.mp4\n")
-    assert main([str(tmp_path / "good.csv"), "--root", str(folder), "--num_workers", "0"]) == 0
+    assert main(["--data", str(tmp_path / "good.csv"), *alone]) == 0
     assert capsys.readouterr().out == "2 clips, 24 frames read, 0 bad\n"
-    with pytest.raises(ValueError, match="--num_workers.*-1"):
-        main([str(tmp_path / "good.csv"), "--num_workers", "-1"])
+    with pytest.raises(ValueError, match="--dataloader_num_workers.*-1"):
+        main(["--data", str(tmp_path / "good.csv"), "--dataloader_num_workers", "-1"])
 
 
 def test_command(folder):
     run = subprocess.run(
-        [sys.executable, "-m", "training.check_videos", str(folder), "--num_workers", "1"],
+        [sys.executable, "-m", "training.check_videos", "--data", str(folder), "--dataloader_num_workers", "1"],
         cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

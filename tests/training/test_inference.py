@@ -8,18 +8,14 @@ import torch
 from accelerate import Accelerator
 from evaluation_parts import FRAME_COUNTS, direct_scores, tiny_model, tiny_processor, write_clips
 
+from flux_hf.protocol import logits_at_budgets
 from flux_hf.video_decoding import VideoDecodeError, sample_frame_indices
+from training.arguments import ViewArguments
 from training.data.reader import Clip, VideoFile
-from training.inference.prediction import (
-    EvalPoint,
-    accuracy,
-    average_precisions,
-    evaluate_scores,
-    label_targets,
-    mean_average_precision,
-    predict_clips,
-    resolve_point,
-)
+from training.data.targets import label_targets
+from training.inference.metrics import accuracy, average_precisions, evaluate_scores, mean_average_precision
+from training.inference.points import EvalPoint, resolve_point
+from training.inference.prediction import predict_clips
 
 
 POINTS = [EvalPoint(4, 28, 8), EvalPoint(6, 42), EvalPoint(4, 28, 16), EvalPoint(2, 42, 3), EvalPoint(16, 28, 16)]
@@ -46,7 +42,12 @@ def clips(paths):
 
 
 def forward_of(model):
-    return lambda values, token_budget: model(values, token_budget=token_budget).logits
+    """One call a budget, as nothing in the library does it."""
+    return lambda values, budgets: [model(values, token_budget=budget).logits for budget in budgets]
+
+
+def views_of(num_clips=1, num_crops=1, batch_size=8):
+    return ViewArguments(num_clips, num_crops, batch_size)
 
 
 # --- scores ----------------------------------------------------------------------------------------------------------
@@ -65,9 +66,8 @@ def test_scores_are_those_of_each_file_alone(model, accelerator, paths, num_clip
         clips,
         POINTS,
         accelerator,
-        **views,
-        batch_size=batch_size,
-        num_workers=num_workers,
+        views_of(**views, batch_size=batch_size),
+        num_workers,
     )
     assert predictions.scores.shape == (len(POINTS), len(paths), 6) and predictions.scores.dtype == torch.float32
     assert predictions.failures == [] and predictions.decoded.all()
@@ -79,7 +79,7 @@ def test_scores_are_those_of_each_file_alone(model, accelerator, paths, num_clip
 def test_a_processor_with_other_habits_still_gives_square_views(model, accelerator, clips, paths):
     """Settings that shape the default clip do not reach the points; those that make pixels into values do."""
     odd = tiny_processor(num_frames=3, num_clips=2, do_sample_frames=True, keep_aspect_ratio=True, image_mean=[0.2] * 3)
-    predictions = predict_clips(forward_of(model), odd, clips, POINTS[:2], accelerator)
+    predictions = predict_clips(forward_of(model), odd, clips, POINTS[:2], accelerator, views_of())
     plain = tiny_processor(image_mean=[0.2] * 3)
     for point, scores in zip(POINTS[:2], predictions.scores, strict=True):
         expected = [direct_scores(model, plain, path, point) for path in paths]
@@ -89,7 +89,9 @@ def test_a_processor_with_other_habits_still_gives_square_views(model, accelerat
 def test_multi_label_scores_are_sigmoids(model, accelerator, clips, paths):
     processor = tiny_processor()
     views = {"num_clips": 2, "num_crops": 1}
-    predictions = predict_clips(forward_of(model), processor, clips, POINTS[:1], accelerator, **views, multi_label=True)
+    predictions = predict_clips(
+        forward_of(model), processor, clips, POINTS[:1], accelerator, views_of(**views), multi_label=True
+    )
     expected = [direct_scores(model, processor, path, POINTS[0], multi_label=True, **views) for path in paths]
     torch.testing.assert_close(predictions.scores[0], torch.stack(expected), atol=1e-5, rtol=1e-4)
 
@@ -109,7 +111,7 @@ class CountedClip(Clip):
 
 def test_each_clip_is_read_once_and_each_frame_of_it_once(model, accelerator, clips):
     counted = [CountedClip(clip.name, None, clip) for clip in clips]
-    predict_clips(forward_of(model), tiny_processor(), counted, POINTS, accelerator, num_clips=2, num_crops=3)
+    predict_clips(forward_of(model), tiny_processor(), counted, POINTS, accelerator, views_of(2, 3))
     wanted = [
         {index for count in (2, 4, 6, 16) for index in sample_frame_indices(total, count, 2).reshape(-1).tolist()}
         for total in FRAME_COUNTS
@@ -120,29 +122,29 @@ def test_each_clip_is_read_once_and_each_frame_of_it_once(model, accelerator, cl
 def test_views_in_a_forward_pass(model, accelerator, clips):
     seen = []
 
-    def forward(values, token_budget):
-        seen.append((tuple(values.shape), token_budget))
-        return model(values, token_budget=token_budget).logits
+    def forward(values, budgets):
+        seen.append((tuple(values.shape), budgets))
+        return logits_at_budgets(model, values, budgets)
 
     points = [EvalPoint(4, 28, 8), EvalPoint(4, 28, 16), EvalPoint(2, 42, 8)]
-    predict_clips(forward, tiny_processor(), clips, points, accelerator, num_clips=2, num_crops=3, batch_size=4)
+    predict_clips(forward, tiny_processor(), clips, points, accelerator, views_of(2, 3, 4))
     shapes = [shape for shape, _ in seen]
-    per_clip = [(4, 4, 3, 28, 28)] * 2 + [(2, 4, 3, 28, 28)] * 2 + [(4, 2, 3, 42, 42), (2, 2, 3, 42, 42)]
+    per_clip = [(4, 4, 3, 28, 28), (2, 4, 3, 28, 28), (4, 2, 3, 42, 42), (2, 2, 3, 42, 42)]
     assert shapes == per_clip * len(clips)
-    assert [budget for _, budget in seen] == [8, 16, 8, 16, 8, 8] * len(clips)
+    assert [budgets for _, budgets in seen] == [[8, 16], [8, 16], [8], [8]] * len(clips)
 
 
 def test_the_model_gets_the_processors_own_views(accelerator, paths):
     """Bit for bit and in its order, although decoded and resized together with other points'."""
     seen = []
 
-    def forward(values, token_budget):
+    def forward(values, budgets):
         seen.append(values)
-        return torch.zeros(len(values), 2)
+        return [torch.zeros(len(values), 2)] * len(budgets)
 
     clip, processor, views = VideoFile("one", None, str(paths[0])), tiny_processor(), {"num_clips": 2, "num_crops": 3}
-    predict_clips(forward, processor, [clip], POINTS, accelerator, **views, batch_size=6)
-    assert len(seen) == len(POINTS)
+    predict_clips(forward, processor, [clip], POINTS, accelerator, views_of(**views, batch_size=6))
+    assert len(seen) == 4  # clip shapes; two points differ in the budget alone
     for num_frames, size in {(point.num_frames, point.size) for point in POINTS}:
         expected = processor(paths[0].read_bytes(), num_frames=num_frames, size=size, return_tensors="pt", **views)
         own = [values for values in seen if values.shape[1::3] == (num_frames, size)]
@@ -154,8 +156,10 @@ def test_clips_that_cannot_be_read_are_named_and_left_out(model, accelerator, cl
     broken.write_bytes(b"no video at all")
     bad = [VideoFile("bad", None, str(broken)), VideoFile("gone", None, str(tmp_path / "gone.mp4"))]
     mixed = [bad[0], clips[0], bad[1], *clips[1:]]
-    predictions = predict_clips(forward_of(model), tiny_processor(), mixed, POINTS[:2], accelerator, batch_size=3)
-    alone = predict_clips(forward_of(model), tiny_processor(), clips, POINTS[:2], accelerator, batch_size=3)
+    predictions = predict_clips(
+        forward_of(model), tiny_processor(), mixed, POINTS[:2], accelerator, views_of(batch_size=3)
+    )
+    alone = predict_clips(forward_of(model), tiny_processor(), clips, POINTS[:2], accelerator, views_of(batch_size=3))
     assert [name for name, _ in predictions.failures] == ["bad", "gone"]
     assert "broken.mp4" in predictions.failures[0][1] and "gone.mp4" in predictions.failures[1][1]
     assert predictions.decoded.tolist() == [False, True, False, *[True] * 5]
@@ -166,16 +170,16 @@ def test_clips_that_cannot_be_read_are_named_and_left_out(model, accelerator, cl
 
 
 def test_scores_that_are_no_numbers_are_an_error_not_a_failed_clip(accelerator, clips):
-    def forward(values, token_budget):
-        return torch.full((len(values), 3), math.nan)
+    def forward(values, budgets):
+        return [torch.full((len(values), 3), math.nan)]
 
     with pytest.raises(FloatingPointError, match="a/clip.1.mp4"):
-        predict_clips(forward, tiny_processor(), clips[:2], POINTS[:1], accelerator)
+        predict_clips(forward, tiny_processor(), clips[:2], POINTS[:1], accelerator, views_of())
 
 
 def test_the_global_generators_are_left_alone(model, accelerator, clips):
     before = torch.get_rng_state()
-    predict_clips(forward_of(model), tiny_processor(), clips[:1], POINTS[:1], accelerator)
+    predict_clips(forward_of(model), tiny_processor(), clips[:1], POINTS[:1], accelerator, views_of())
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -184,13 +188,13 @@ def test_the_global_generators_are_left_alone(model, accelerator, clips):
     [
         ({"clips": []}, "0 and 1"),
         ({"points": []}, "1 and 0"),
-        ({"num_clips": 0}, "num_clips.*0"),
-        ({"num_crops": -1}, "num_crops.*-1"),
-        ({"batch_size": 0}, "batch_size.*0"),
+        ({"views": ViewArguments(num_clips=0)}, "num_clips.*0"),
+        ({"views": ViewArguments(num_crops=-1)}, "num_crops.*-1"),
+        ({"views": ViewArguments(per_device_eval_batch_size=0)}, "batch_size.*0"),
     ],
 )
 def test_calls_that_cannot_work(model, accelerator, clips, changes, message):
-    arguments = {"clips": clips[:1], "points": POINTS[:1], "accelerator": accelerator, **changes}
+    arguments = {"clips": clips[:1], "points": POINTS[:1], "accelerator": accelerator, "views": views_of(), **changes}
     with pytest.raises(ValueError, match=message):
         predict_clips(forward_of(model), tiny_processor(), **arguments)
 
@@ -285,5 +289,5 @@ def test_failures_survive_a_worker(accelerator, model, tmp_path):
     clip = VideoFile("bad", None, str(tmp_path / "broken.mp4"))
     with pytest.raises(VideoDecodeError):
         clip.read(lambda total: [0])
-    predictions = predict_clips(forward_of(model), tiny_processor(), [clip], POINTS[:1], accelerator, num_workers=1)
+    predictions = predict_clips(forward_of(model), tiny_processor(), [clip], POINTS[:1], accelerator, views_of(), 1)
     assert predictions.failures[0][0] == "bad" and not predictions.decoded.any()

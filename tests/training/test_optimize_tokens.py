@@ -14,8 +14,9 @@ from flux_hf import (
     FluxViTVideoClassificationPipeline,
     FluxViTVideoProcessor,
 )
-from training.inference.prediction import EvalPoint
-from training.optimize_tokens import best_point, candidates, main, make_grid, parse_arguments, write_plan
+from training.inference.points import EvalPoint
+from training.inference.search import best_point, candidates, make_grid
+from training.optimize_tokens import main, parse_arguments, write_plan
 
 
 def save(folder: Path, **changes) -> Path:
@@ -118,7 +119,7 @@ def test_failed_clips_do_not_count(data, tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"no video at all")
     (tmp_path / "val.csv").write_text(data.read_text() + f"{tmp_path / 'broken.mp4'},class 0\n")
     checkpoint = save(tmp_path / "model")
-    main(flags(checkpoint, tmp_path / "val.csv", "--root", str(data.parent), *GRID, "--token_budgets", "16"))
+    main(flags(checkpoint, tmp_path / "val.csv", "--data_root", str(data.parent), *GRID, "--token_budgets", "16"))
     report = json.loads((checkpoint / "token_plan_search.json").read_text())
     assert report["budgets"][0]["best"]["accuracy"] == 1.0
     assert (report["clips"], report["clips_counted"], len(report["failures"])) == (7, 6, 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from evaluation_parts import direct_scores, tiny_model, tiny_processor, write_clips
 
-from training.inference.prediction import EvalPoint
+from training.inference.points import EvalPoint
 from training.predict import find_clips, main
 
 
@@ -36,7 +36,7 @@ def expected(path: str | Path, point: EvalPoint, top_k: int = 1, **views) -> lis
 
 
 def test_a_folder_is_searched_with_its_sub_folders(data, tmp_path):
-    rows = predict(data, tmp_path / "new" / "out.csv", str(data / "clips"), "--batch_size", "4")
+    rows = predict(data, tmp_path / "new" / "out.csv", str(data / "clips"), "--per_device_eval_batch_size", "4")
     names = ["a/clip.1.mp4", "a/second.mp4", "b/clip.1.mp4", "fifth.mp4", "last.mp4", "short.mp4"]
     assert [row["name"] for row in rows] == [str(data / "clips" / name) for name in names]
     for row in rows:

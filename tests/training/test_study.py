@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from training.arguments import FinetuneArguments, check_arguments
-from training.inference.prediction import EvalPoint
+from training.inference.points import EvalPoint
 from training.study import __main__ as study
 
 

@@ -1,0 +1,136 @@
+# Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
+"""What an evaluation says: results of points, predictions of clips, reports of classes, and a plot."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from flux_hf.checkpoint_files import replacing, write_csv
+from flux_hf.protocol import VideoTokenClassifier
+
+from ..data.reader import Clip
+from .command import format_table
+from .metrics import average_precisions, evaluate_scores
+from .points import EvalPoint
+from .prediction import Predictions
+
+
+METRIC_NAMES = {"top1": "top-1", "top5": "top-5", "mean_average_precision": "mAP"}
+
+
+def point_results(
+    model: VideoTokenClassifier, points: Sequence[EvalPoint], predictions: Predictions, targets: Tensor
+) -> list[dict[str, Any]]:
+    """What is known of each point: the clip, what it costs, how well it does."""
+    return [
+        {
+            "point": str(point),
+            "num_frames": point.num_frames,
+            "size": point.size,
+            "token_budget": point.token_budget,
+            "dense_tokens": point.dense_tokens(model.config),
+            "kept_tokens": point.kept_tokens(model.config),
+            "gflops_per_view": model.flops(point.num_frames, point.size, point.token_budget) / 1e9,
+            **evaluate_scores(scores, targets),
+            "clips_counted": int(predictions.decoded.sum()),
+            "failures": len(predictions.failures),
+        }
+        for point, scores in zip(points, predictions.scores, strict=True)
+    ]
+
+
+def results_table(results: Sequence[dict[str, Any]]) -> str:
+    """A row a point, for people."""
+    metrics = [name for name in METRIC_NAMES if name in results[0]]
+    rows = [["point", "tokens", "GFLOPs/view", *(METRIC_NAMES[name] for name in metrics), "clips"]]
+    for result in results:
+        tokens = f"{result['kept_tokens']} of {result['dense_tokens']}"
+        shares = [f"{100 * result[name]:.2f}" for name in metrics]
+        rows.append(
+            [result["point"], tokens, f"{result['gflops_per_view']:.4g}", *shares, str(result["clips_counted"])]
+        )
+    return format_table(rows)
+
+
+def prediction_rows(
+    clips: Sequence[Clip],
+    points: Sequence[EvalPoint],
+    predictions: Predictions,
+    targets: Tensor,
+    config: Any,
+) -> Iterator[list]:
+    """Rows of predictions.csv: one a point and clip; `top5` is json, pairs of label and score."""
+    names = [config.id2label[index] for index in range(config.num_labels)]
+    reasons = dict(predictions.failures)
+    if targets.ndim == 2:
+        labels = ["|".join(names[index] for index in row.nonzero()[:, 0].tolist()) for row in targets]
+    else:
+        labels = [names[index] for index in targets.tolist()]
+    for point, scores in zip(points, predictions.scores, strict=True):
+        values, indices = scores.sort(dim=-1, descending=True, stable=True)
+        for clip, label, row, order in zip(clips, labels, values[:, :5].tolist(), indices[:, :5].tolist(), strict=True):
+            if clip.name in reasons:
+                yield [str(point), clip.name, label, "", "", "", reasons[clip.name]]
+                continue
+            best = [[names[index], score] for index, score in zip(order, row, strict=True)]
+            yield [str(point), clip.name, label, best[0][0], best[0][1], json.dumps(best, ensure_ascii=False), ""]
+
+
+def draw_results(path: Path, results: Sequence[dict[str, Any]], title: str) -> None:
+    """Draws accuracy over GFLOPs, one line a clip shape through its budgets."""
+    metric = next(name for name in METRIC_NAMES if name in results[0])
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for shape in dict.fromkeys((result["num_frames"], result["size"]) for result in results):
+        line = [result for result in results if (result["num_frames"], result["size"]) == shape]
+        line.sort(key=lambda result: result["gflops_per_view"])
+        gflops = [result["gflops_per_view"] for result in line]
+        shares = [100 * result[metric] for result in line]
+        axes.plot(gflops, shares, marker="o", label=f"{shape[0]} frames of {shape[1]}x{shape[1]}")
+        for x, y, result in zip(gflops, shares, line, strict=True):
+            text = f"{result['kept_tokens']} tokens"
+            axes.annotate(text, (x, y), textcoords="offset points", xytext=(4, 5), fontsize=8)
+    axes.set(xlabel="GFLOPs a view", ylabel=f"{METRIC_NAMES[metric]} (%)", title=title)
+    axes.margins(x=0.25, y=0.15)  # room for the texts
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+def write_class_report(
+    output_dir: Path,
+    points: Sequence[EvalPoint],
+    predictions: Predictions,
+    targets: Tensor,
+    config: Any,
+) -> None:
+    """Writes per_class.csv and, for a model that gives one label, a confusion matrix (true by predicted) a point."""
+    names = [config.id2label[index] for index in range(config.num_labels)]
+    counted = predictions.decoded
+    rows = []
+    for point, scores in zip(points, predictions.scores, strict=True):
+        if targets.ndim == 2:
+            shares = average_precisions(scores, targets).tolist()
+            totals = targets[counted].sum(0).int().tolist()
+        else:
+            best = scores[counted].sort(dim=-1, descending=True, stable=True).indices[:, 0]
+            matrix = np.zeros((config.num_labels, config.num_labels), dtype=np.int64)
+            np.add.at(matrix, (targets[counted].numpy(), best.numpy()), 1)
+            totals = matrix.sum(1).tolist()
+            shares = [hits / total if total else "" for hits, total in zip(matrix.diagonal(), totals, strict=True)]
+            body = ([name, *line] for name, line in zip(names, matrix.tolist(), strict=True))
+            write_csv(output_dir / f"confusion_{point}.csv", ["true / predicted", *names], body)
+        rows += [
+            [str(point), name, total, share if total else ""]
+            for name, total, share in zip(names, totals, shares, strict=True)
+        ]
+    metric = "average_precision" if targets.ndim == 2 else "accuracy"
+    write_csv(output_dir / "per_class.csv", ["point", "label", "clips", metric], rows)
