@@ -33,6 +33,8 @@ from .modeling_fluxvit import *
 from .token_selection import *
 from .video_decoding import *
 from .video_processing_fluxvit import *
+from .video_streams import *
+from .video_transforms import *
 """
 SOURCE_FILES = [f"{name}.py" for name in re.findall(r"from \.(\w+) import", _COMPANIONS)]
 

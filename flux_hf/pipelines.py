@@ -41,12 +41,12 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
         num_clips: int | None = None,
         num_crops: int | None = None,
         token_budget: int | None = None,
+        backend: str | None = None,
         function_to_apply: str | None = None,
     ) -> tuple[dict, dict, dict]:
         counts = {"num_frames": num_frames, "num_clips": num_clips, "num_crops": num_crops}
         preprocess = {name: as_count(name, value) for name, value in counts.items() if value is not None}
-        if size is not None:
-            preprocess["size"] = size
+        preprocess.update({name: value for name, value in (("size", size), ("backend", backend)) if value is not None})
         forward = {} if token_budget is None else {"token_budget": as_count("token_budget", token_budget)}
         preprocess.update(forward)
         top_k = None if top_k is None else as_count("top_k", top_k)
@@ -66,6 +66,7 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
             size: Short side and crop in pixels, or a size dict of the processor.
             num_clips: Temporal views of each video.
             num_crops: Spatial views of each temporal view.
+            backend: Decoder of files, "pyav" or "decord"; the processor's if not given.
             top_k: Labels returned, at most the model's; 5 by default.
             function_to_apply: "softmax", "sigmoid" or "none"; by the model's problem type if not given.
             batch_size: Videos in a forward pass, each of num_clips * num_crops views; 1 by default.

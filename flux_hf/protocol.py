@@ -10,7 +10,7 @@ from torch import Tensor
 class VideoTokenClassifier(Protocol):
     """A classifier in four steps that callers compose, `embed -> select -> encode -> pool`, and what follows them.
 
-    Shapes: B clips, T frames, T' = T / tubelet_size, L patches a frame, D width, K kept tokens, P pooled width, C labels.
+    Shapes: B clips, T frames, T' = T / tubelet_size, L patches a frame, D width, K kept tokens, P pooled, C labels.
 
         patches, grid = embed(pixels)                  pixels (B, T, 3, H, W) -> patches (B, T', L, D), before positions
         [keep_indices] = select(patches, [budget])     a budget None keeps all -> (B, K) rising, into the (T' * L) grid

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-import torchvision.transforms.v2.functional as tvF
 from huggingface_hub.dataclasses import validate_typed_dict
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import (
@@ -22,7 +21,6 @@ from transformers.image_utils import (
     IMAGENET_DEFAULT_STD,
     ChannelDimension,
     PILImageResampling,
-    pil_torch_interpolation_mapping,
 )
 from transformers.processing_utils import Unpack, VideosKwargs
 from transformers.utils import logging
@@ -32,7 +30,8 @@ from transformers.video_utils import VideoMetadata
 from .checkpoint_files import AUTO_MAP, save_source_files, without_source_files
 from .configuration_fluxvit import as_token_plan
 from .token_selection import as_count
-from .video_decoding import _decode_unique, sample_frame_indices
+from .video_decoding import decode_unique_frames, sample_frame_indices
+from .video_transforms import crop_corners, resize, target_size
 
 
 logger = logging.get_logger(__name__)
@@ -63,6 +62,8 @@ class FluxViTVideoProcessorKwargs(VideosKwargs, total=False):
         Pixels of a patch of the model, used by `keep_aspect_ratio`.
     num_threads (`int`, *optional*, defaults to 0):
         Decoding threads; 0 lets the decoder choose, and means 1 inside a DataLoader worker.
+    backend (`str`, *optional*, defaults to `"pyav"`):
+        The decoder of files: "pyav", or "decord", which reads the same frames of some files and refuses the others.
     token_budget (`int`, *optional*):
         Tokens that the model will encode of each view. Where `token_plan` has an entry for it, that entry is the clip,
         unless `num_frames`, `fps`, `size` or `crop_size` is given, or `do_sample_frames` is `False`.
@@ -76,6 +77,7 @@ class FluxViTVideoProcessorKwargs(VideosKwargs, total=False):
     keep_aspect_ratio: bool | None
     patch_size: int | None
     num_threads: int | None
+    backend: str | None
     token_budget: int | None
     token_plan: dict | None
 
@@ -120,6 +122,7 @@ class FluxViTVideoProcessor(BaseVideoProcessor):
     keep_aspect_ratio = False
     patch_size = 14
     num_threads = 0
+    backend = "pyav"
     token_budget = None
     token_plan = None
     valid_kwargs = FluxViTVideoProcessorKwargs
@@ -266,7 +269,9 @@ class FluxViTVideoProcessor(BaseVideoProcessor):
 
         if _is_source(source):
             whole = sampling is False
-            frames, positions, about = _decode_unique(source, None if whole else sampler, options["num_threads"])
+            frames, positions, about = decode_unique_frames(
+                source, None if whole else sampler, options["num_threads"], options["backend"]
+            )
             frames = frames.permute(0, 3, 1, 2)
         else:
             whole = sampling is False or (sampling is None and not options["sampling_given"])
@@ -296,14 +301,14 @@ class FluxViTVideoProcessor(BaseVideoProcessor):
         if options["do_convert_rgb"]:
             frames = self.convert_to_rgb(frames)
         if options["do_resize"]:
-            target = _target_size(frames.shape[-2:], options)
+            target = target_size(frames.shape[-2:], options)
             if target != tuple(frames.shape[-2:]):
-                frames = _resize(frames, target, options["resample"], options["antialias"])
+                frames = resize(frames, target, options["resample"], options["antialias"])
         corners = [(0, 0)]
         height, width = frames.shape[-2:]
         if options["do_center_crop"] and not options["keep_aspect_ratio"]:
             crop = options["crop_size"]
-            corners = _crop_corners((height, width), (crop["height"], crop["width"]), options["num_crops"])
+            corners = crop_corners((height, width), (crop["height"], crop["width"]), options["num_crops"])
             height, width = crop["height"], crop["width"]
         crops = []
         for top, left in corners:
@@ -363,89 +368,6 @@ def _with_matching_crop(settings: dict[str, Any]) -> dict[str, Any]:
         edge = crop.get("shortest_edge")
         settings["crop_size"] = {"height": edge, "width": edge} if edge else crop
     return settings
-
-
-def _target_size(frame_size: tuple[int, int], options: dict[str, Any]) -> tuple[int, int]:
-    """(height, width) to resize frames of `frame_size` to."""
-    height, width = frame_size
-    size = {key: value for key, value in dict(options["size"]).items() if value is not None}
-    if "height" in size:
-        target = (size["height"], size["width"])
-    else:
-        edge = size["shortest_edge"]
-        if options["keep_aspect_ratio"]:
-            target = (height * edge / min(height, width), width * edge / min(height, width))
-        elif height <= width:
-            target = (edge, width * edge // height)
-        else:
-            target = (height * edge // width, edge)
-    if options["keep_aspect_ratio"]:
-        patch = options["patch_size"]
-        target = tuple(max(patch, round(side / patch) * patch) for side in target)
-    return target
-
-
-def _resize(frames: torch.Tensor, size: tuple[int, int], resample: Any, antialias: bool) -> torch.Tensor:
-    """Frames (T, C, H, W) at `size` (height, width)."""
-    resample = PILImageResampling(resample)
-    if resample == PILImageResampling.BILINEAR and not antialias and frames.dtype == torch.uint8:
-        return _resize_as_opencv(frames, size)
-    mode = pil_torch_interpolation_mapping[resample]
-    return tvF.resize(frames, list(size), interpolation=mode, antialias=antialias)
-
-
-def _resize_as_opencv(frames: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """`cv2.resize(..., INTER_LINEAR)` of uint8 frames (T, C, H, W), bit for bit: the official evaluation's resize.
-
-    OpenCV weighs with 11-bit integers, rows after columns, and drops 4 and 16 bits on the way; torch's own kernels
-    differ from it by one level in a fifth of the pixels. Frame by frame, with the channels last, which is how decoders
-    leave them: rows are then copied whole, and the work stays in the cache.
-    """
-    frames = frames.movedim(1, -1).contiguous()
-    length, height, width, channels = frames.shape
-    device = frames.device
-    left, right, *column_weights = _linear_taps(width, size[1], device, zero_outside=True)
-    upper, lower, upper_weight, lower_weight = _linear_taps(height, size[0], device)
-    offsets = torch.arange(channels, device=device)
-    left, right = ((taps[:, None] * channels + offsets).reshape(-1) for taps in (left, right))
-    left_weight, right_weight = (weight.repeat_interleave(channels) for weight in column_weights)
-    out = torch.empty((length, *size, channels), dtype=torch.uint8, device=device)
-    for source, target in zip(frames.view(length, height, width * channels), out, strict=True):
-        total = 2
-        for rows, weight in ((upper, upper_weight), (lower, lower_weight)):
-            picked = source.index_select(0, rows)
-            line = picked[:, left].to(torch.int32).mul_(left_weight)
-            line.add_(picked[:, right].to(torch.int32).mul_(right_weight)).bitwise_right_shift_(4)
-            total = line.mul_(weight[:, None]).bitwise_right_shift_(16).add_(total)
-        target.copy_(total.bitwise_right_shift_(2).view(target.shape))
-    return out.movedim(-1, 1)
-
-
-def _linear_taps(length: int, new_length: int, device: torch.device, zero_outside: bool = False) -> tuple:
-    """For each new position the two old ones it lies between, and their weights in 1/2048."""
-    scale = 1.0 / (new_length / length)  # OpenCV divides twice, and it shows in the last bit
-    position = ((torch.arange(new_length, dtype=torch.float64) + 0.5) * scale - 0.5).to(torch.float32)
-    first = position.floor()
-    fraction = position - first
-    if zero_outside:  # columns: a position beyond the border takes the border pixel whole
-        fraction[(first < 0) | (first >= length - 1)] = 0
-    weights = ((1 - fraction) * 2048).round().to(torch.int32), (fraction * 2048).round().to(torch.int32)
-    taps = first.long().clamp(0, length - 1), (first.long() + 1).clamp(0, length - 1)
-    return tuple(tensor.to(device) for tensor in taps + weights)
-
-
-def _crop_corners(frame_size: tuple[int, int], crop_size: tuple[int, int], num_crops: int) -> list[tuple[int, int]]:
-    """(top, left) of `num_crops` crops spread along the long side, the first and last at its ends; one: the centre."""
-    (height, width), (crop_height, crop_width) = frame_size, crop_size
-    spare_rows, spare_columns = height - crop_height, width - crop_width
-    if spare_rows < 0 or spare_columns < 0:
-        raise ValueError(f"frames of {height}x{width} are smaller than the crop of {crop_height}x{crop_width}")
-    if num_crops == 1:
-        return [(spare_rows // 2, spare_columns // 2)]
-    steps = range(num_crops)
-    if height > width:
-        return [(j * spare_rows // (num_crops - 1), spare_columns // 2) for j in steps]
-    return [(spare_rows // 2, j * spare_columns // (num_crops - 1)) for j in steps]
 
 
 def _is_source(video: Any) -> bool:

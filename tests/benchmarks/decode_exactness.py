@@ -4,7 +4,8 @@
     python tests/benchmarks/decode_exactness.py DATA_DIR [--json OUT] [--seconds 120]
 
 Reference: all frames that PyAV decodes in sequence from FFmpeg's best video stream, turned upright. Against it:
-`decode_video` at uniform, random, reversed and repeated indices, and decord's `get_batch` alone at the same ones.
+`decode_video` at uniform, random, reversed and repeated indices, with `backend="decord"` too, which may refuse a file,
+and decord's `get_batch` alone at the same ones.
 A file that does not decode counts as "error" if `decode_video` raises VideoDecodeError too. Each file is read in a
 process of its own kind that is replaced when it dies or takes too long. Exit status 1 if anything is not exact.
 """
@@ -78,6 +79,17 @@ def decord_alone(path: str, reference: list[str]) -> str:
     return ", ".join(notes) or "exact"
 
 
+def decord_backend(path: str, reference: list[str]) -> str:
+    """Whether `backend="decord"` gives the same frames."""
+    from flux_hf.video_decoding import VideoDecodeError, decode_video
+
+    try:
+        wrong = check_with(lambda indices: decode_video(path, indices, backend="decord")[0].numpy(), reference)
+    except VideoDecodeError:
+        return "refused"
+    return "WRONG" if wrong else "exact"
+
+
 def check_file(path: str) -> dict:
     import torch  # noqa: F401  before decord
 
@@ -100,6 +112,9 @@ def check_file(path: str) -> dict:
             wrong["length"] = len(reference)
         if wrong:
             result.update(status="WRONG", note=str(wrong))
+        result["decord_backend"] = decord_backend(path, reference)
+        if result["decord_backend"] == "WRONG":
+            result.update(status="WRONG", note="backend='decord'")
         result["decord"] = decord_alone(path, reference)
     except VideoDecodeError as error:
         result["note"] = error.reason
@@ -147,6 +162,7 @@ def main() -> int:
         group = parts[0] if len(parts) > 1 else "."
         groups[group][f"{r['status']} {r['backend']}".strip()] += 1
         groups["all"][r["status"]] += 1
+        groups['backend="decord"'][r.get("decord_backend", "error")] += 1
         groups["decord's get_batch alone"]["exact" if r["decord"] == "exact" else "not exact"] += 1
     for group, counts in groups.items():
         print(f"{group:28} {dict(counts)}")

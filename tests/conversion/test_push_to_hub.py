@@ -39,6 +39,8 @@ SOURCE_FILES = {
     "token_selection.py",
     "modeling_fluxvit.py",
     "video_processing_fluxvit.py",
+    "video_streams.py",
+    "video_transforms.py",
     "video_decoding.py",
     "checkpoint_files.py",
 }

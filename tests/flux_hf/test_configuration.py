@@ -58,6 +58,8 @@ def test_save_writes_the_hub_files_and_names_all_auto_classes(tmp_path):
         "checkpoint_files.py",
         "video_decoding.py",
         "video_processing_fluxvit.py",
+        "video_streams.py",
+        "video_transforms.py",
     }
     auto_map = FluxViTConfig.from_pretrained(tmp_path).auto_map
     assert set(auto_map) == {"AutoConfig", "AutoModel", "AutoModelForVideoClassification", "AutoVideoProcessor"}

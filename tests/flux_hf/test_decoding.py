@@ -3,6 +3,7 @@
 
 import functools
 import http.server
+import importlib
 import io
 import os
 import pickle
@@ -19,8 +20,9 @@ import pytest
 import torch
 import video_files
 
-import flux_hf.video_decoding as processing
-from flux_hf.video_decoding import VideoDecodeError, decode_video
+import flux_hf.video_decoding as decoding
+import flux_hf.video_streams as streams
+from flux_hf.video_decoding import VideoDecodeError, decode_video, iter_video_frames
 
 
 REPOSITORY = Path(__file__).parents[2]
@@ -34,7 +36,7 @@ OPEN_X264 = "open-gop=1:keyint=12:min-keyint=12:bframes=3:b-adapt=0"
 VP9 = {"deadline": "realtime", "cpu-used": "8", "g": "12"}
 
 encode = video_files.encode
-# name -> (maker, number of frames, first number shown, decoder that should have read it)
+# name -> (maker, number of frames, first number shown, the other decoder that reads it exactly, if one does)
 KINDS = {
     "h264_bframes_mp4": (lambda: encode("libx264", 60, options=X264), 60, 0, "decord"),
     "h264_bframes_mkv": (lambda: encode("libx264", 60, options=X264, container="matroska"), 60, 0, "decord"),
@@ -48,25 +50,25 @@ KINDS = {
     ),
     "h264_with_sound": (lambda: encode("libx264", 60, options=X264, audio=True), 60, 0, "decord"),
     "h264_all_keyframes": (lambda: encode("libx264", 60, options={"g": "1"}), 60, 0, "decord"),
-    "h264_open_groups": (lambda: encode("libx264", 60, options={"x264-params": OPEN_X264}), 60, 0, "pyav"),
-    "h264_avi": (lambda: encode("libx264", 60, options=X264, container="avi"), 60, 0, "pyav"),
-    "h264_ts": (lambda: encode("libx264", 60, options=X264, container="mpegts"), 60, 0, "pyav"),
-    "h264_10_bit": (lambda: encode("libx264", 30, pix_fmt="yuv420p10le", options=X264), 30, 0, "pyav"),
-    "h264_444": (lambda: encode("libx264", 60, pix_fmt="yuv444p", options=X264), 60, 0, "pyav"),
+    "h264_open_groups": (lambda: encode("libx264", 60, options={"x264-params": OPEN_X264}), 60, 0, None),
+    "h264_avi": (lambda: encode("libx264", 60, options=X264, container="avi"), 60, 0, None),
+    "h264_ts": (lambda: encode("libx264", 60, options=X264, container="mpegts"), 60, 0, None),
+    "h264_10_bit": (lambda: encode("libx264", 30, pix_fmt="yuv420p10le", options=X264), 30, 0, None),
+    "h264_444": (lambda: encode("libx264", 60, pix_fmt="yuv444p", options=X264), 60, 0, None),
     "h264_interlaced": (
         lambda: encode("libx264", 30, options={"flags": "+ildct+ilme", "x264-params": "tff=1:keyint=12"}),
         30,
         0,
-        "pyav",
+        None,
     ),
     "h264_one_frame": (lambda: encode("libx264", 1), 1, 0, "decord"),
     "h264_cut_by_edit_list": (
         lambda: video_files.cut_by_edit_list(encode("libx264", 60, options=X264), 17),
         43,
         17,
-        "pyav",
+        None,
     ),
-    "h264_changing_size": (video_files.changing_size, 40, 0, "pyav"),
+    "h264_changing_size": (video_files.changing_size, 40, 0, None),
     "hevc_closed_groups": (
         lambda: encode("libx265", 60, options={"preset": "ultrafast", "x265-params": CLOSED_HEVC}),
         60,
@@ -77,22 +79,22 @@ KINDS = {
         lambda: encode("libx265", 60, options={"preset": "ultrafast", "x265-params": OPEN_HEVC}),
         60,
         0,
-        "pyav",
+        None,
     ),
-    "mpeg4_bframes_avi": (lambda: encode("mpeg4", 60, options={"bf": "2", "g": "12"}, container="avi"), 60, 0, "pyav"),
-    "mpeg4_packed_avi": (lambda: video_files.packed_bframes_avi(61), 61, 0, "pyav"),
-    "mpeg2_ts": (lambda: encode("mpeg2video", 60, options={"bf": "2"}, container="mpegts"), 60, 0, "pyav"),
-    "mjpeg_avi": (lambda: encode("mjpeg", 60, pix_fmt="yuvj420p", container="avi"), 60, 0, "pyav"),
-    "wmv": (lambda: encode("wmv2", 60, container="asf"), 60, 0, "pyav"),
-    "flv": (lambda: encode("flv", 60, container="flv"), 60, 0, "pyav"),
+    "mpeg4_bframes_avi": (lambda: encode("mpeg4", 60, options={"bf": "2", "g": "12"}, container="avi"), 60, 0, None),
+    "mpeg4_packed_avi": (lambda: video_files.packed_bframes_avi(61), 61, 0, None),
+    "mpeg2_ts": (lambda: encode("mpeg2video", 60, options={"bf": "2"}, container="mpegts"), 60, 0, None),
+    "mjpeg_avi": (lambda: encode("mjpeg", 60, pix_fmt="yuvj420p", container="avi"), 60, 0, None),
+    "wmv": (lambda: encode("wmv2", 60, container="asf"), 60, 0, None),
+    "flv": (lambda: encode("flv", 60, container="flv"), 60, 0, None),
     "vp8_hidden_frames": (
         lambda: encode("libvpx", 60, options={"auto-alt-ref": "1", "lag-in-frames": "16"}, container="webm"),
         60,
         0,
-        "pyav",
+        None,
     ),
-    "vp9_odd_size": (lambda: encode("libvpx-vp9", 60, size=(161, 97), options=VP9, container="webm"), 60, 0, "pyav"),
-    "gif": (lambda: encode("gif", 20, pix_fmt="rgb8", container="gif"), 20, 0, "pyav"),
+    "vp9_odd_size": (lambda: encode("libvpx-vp9", 60, size=(161, 97), options=VP9, container="webm"), 60, 0, None),
+    "gif": (lambda: encode("gif", 20, pix_fmt="rgb8", container="gif"), 20, 0, None),
 }
 # name -> (display matrix, what FFmpeg's own tool makes of a stored picture, whether decord can do it)
 TURNS = {
@@ -130,12 +132,12 @@ def index_lists(count: int) -> list[list[int]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_frames_equal_the_sequential_decode(kind):
-    _, count, first, backend = KINDS[kind]
+    _, count, first, _ = KINDS[kind]
     reference = sequential_frames(video(kind))
     frames, metadata = decode_video(video(kind))
     assert metadata.total_num_frames == count == len(reference) == len(frames)
     assert [video_files.read_barcode(frame) for frame in frames.numpy()] == list(range(first, first + count))
-    assert metadata.video_backend == backend
+    assert metadata.video_backend == "pyav"
     for indices in index_lists(count):
         frames, metadata = decode_video(video(kind), indices)
         assert frames.dtype == torch.uint8 and frames.shape == (len(indices), *reference[0].shape)
@@ -154,7 +156,30 @@ def test_frames_are_turned_upright(turn):
     assert np.array_equal(frames[0].numpy(), upright(stored[3]))
     assert np.array_equal(frames[1].numpy(), upright(stored[11]))
     assert (metadata.height, metadata.width) == tuple(frames.shape[1:3])
-    assert metadata.video_backend == ("decord" if by_decord else "pyav")
+    if by_decord:
+        assert torch.equal(decode_video(data, [3, 11], backend="decord")[0], frames)
+    else:
+        with pytest.raises(VideoDecodeError, match="mirrored"):
+            decode_video(data, [3, 11], backend="decord")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_decord_gives_the_same_frames_or_refuses(kind):
+    pytest.importorskip("decord")
+    _, count, _, other = KINDS[kind]
+    for indices in (None, [0, count // 2, count - 1], [count - 1]):
+        if other is None:
+            with pytest.raises(VideoDecodeError, match="decord would not give its exact frames"):
+                decode_video(video(kind), indices, backend="decord")
+            continue
+        frames, metadata = decode_video(video(kind), indices, backend="decord")
+        assert metadata.video_backend == other and metadata.total_num_frames == count
+        assert torch.equal(frames, decode_video(video(kind), indices)[0])
+
+
+def test_an_unknown_backend_is_named():
+    with pytest.raises(ValueError, match="backend must be one of .*'decord'.*got 'opencv'"):
+        decode_video(video("h264_one_frame"), backend="opencv")
 
 
 def test_frames_without_a_picture_are_not_counted():
@@ -185,16 +210,13 @@ def test_keyframes_nearer_than_the_reordering_delay():
     for i in range(28, 40):
         frames, metadata = decode_video(data, [i])
         assert np.array_equal(frames[0].numpy(), reference[i]) and video_files.read_barcode(frames[0].numpy()) == i
-        assert metadata.video_backend == "pyav"
+        with pytest.raises(VideoDecodeError, match="keyframes too close"):
+            decode_video(data, [i], backend="decord")
 
 
-def test_the_same_stream_whichever_decoder_reads_it(monkeypatch):
+def test_the_best_of_two_streams_is_read():
     data = video_files.two_video_streams()
-    expected = sequential_frames(data)
-    frames, _ = decode_video(data)
-    assert np.array_equal(frames.numpy(), np.stack(expected))
-    monkeypatch.setattr(processing, "_import_decoder", lambda name: av if name == "av" else None)
-    assert torch.equal(decode_video(data)[0], frames)
+    assert np.array_equal(decode_video(data)[0].numpy(), np.stack(sequential_frames(data)))
 
 
 def test_a_still_video_is_read_whole():
@@ -213,14 +235,14 @@ def test_a_still_video_is_read_whole():
 
 def test_more_packets_than_frames_chooses_again(monkeypatch):
     """Where the packets promise frames that do not come, the sampler is asked again with the true number."""
-    real = processing._probe
+    real = decoding.probe
     data = video("hevc_open_groups")
 
     def optimistic(*arguments):
         stream = real(*arguments)
-        return processing.replace(stream, frame_count=stream.frame_count + 5)
+        return replace(stream, frame_count=stream.frame_count + 5)
 
-    monkeypatch.setattr(processing, "_probe", optimistic)
+    monkeypatch.setattr(decoding, "probe", optimistic)
     counts = []
 
     def last(metadata):
@@ -235,7 +257,7 @@ def test_more_packets_than_frames_chooses_again(monkeypatch):
 @pytest.mark.parametrize("kind", ["mpeg4_bframes_avi", "vp8_hidden_frames"])
 @pytest.mark.parametrize("error", [-7, 0, 5, 1000])
 def test_a_wrong_guess_of_an_unknown_length_is_made_good(monkeypatch, kind, error):
-    scan, counts = processing._scan, []
+    scan, counts = streams._scan, []
 
     def guessing(*arguments):
         stream = scan(*arguments)
@@ -245,7 +267,7 @@ def test_a_wrong_guess_of_an_unknown_length_is_made_good(monkeypatch, kind, erro
         counts.append(metadata.total_num_frames)
         return [0, metadata.total_num_frames // 2, metadata.total_num_frames - 1]
 
-    monkeypatch.setattr(processing, "_scan", guessing)
+    monkeypatch.setattr(streams, "_scan", guessing)
     frames, metadata = decode_video(video(kind), sampler)
     assert [video_files.read_barcode(frame) for frame in frames.numpy()] == [0, 30, 59]
     assert metadata.total_num_frames == 60 and counts == ([60] if error == 0 else [60 + error, 60])
@@ -261,44 +283,111 @@ def test_one_thread_gives_the_same_frames(kind):
     expected, _ = decode_video(video(kind), [0, last // 2, last])
     frames, metadata = decode_video(video(kind), [0, last // 2, last], num_threads=1)
     assert torch.equal(frames, expected) and metadata.total_num_frames == last + 1
-    assert metadata.video_backend == "pyav"
 
 
-# --- one decoder missing ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("module", ["av", "decord"])
+def test_a_missing_decoder_says_what_to_install(monkeypatch, module):
+    real = importlib.import_module
+
+    def without(name):
+        if name == module:
+            raise ImportError(name)
+        return real(name)
+
+    monkeypatch.setattr(importlib, "import_module", without)
+    with pytest.raises(ImportError, match=f"pip install {module}"):
+        decode_video(video("h264_one_frame"), backend="decord")
+    if module == "decord":
+        assert decode_video(video("h264_one_frame"))[1].total_num_frames == 1
 
 
-def without(monkeypatch, *missing: str) -> None:
-    real = processing._import_decoder
-    monkeypatch.setattr(processing, "_import_decoder", lambda name: None if name in missing else real(name))
+# --- how much is decoded ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def converted(monkeypatch):
+    """Counts the frames that come out of decoders, by where they are asked for."""
+    count = {"frames": 0}
+
+    def counting(name):
+        real = getattr(decoding, name)
+
+        def frames(*arguments, **options):
+            for frame in real(*arguments, **options):
+                count["frames"] += 1
+                yield frame
+
+        monkeypatch.setattr(decoding, name, frames)
+
+    counting("_sequential_frames")
+    counting("_frames_of_groups")
+    return count
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_pyav_alone(monkeypatch, kind):
-    expected, _ = decode_video(video(kind), [0, -1 + KINDS[kind][1]])
-    without(monkeypatch, "decord")
-    frames, metadata = decode_video(video(kind), [0, -1 + KINDS[kind][1]])
-    assert torch.equal(frames, expected) and metadata.video_backend == "pyav"
-    assert metadata.total_num_frames == KINDS[kind][1]
+def test_chunks_are_the_frames_from_one_pass(converted, kind):
+    count = KINDS[kind][1]
+    expected, _ = decode_video(video(kind))
+    converted["frames"] = 0
+    chunks = list(iter_video_frames(video(kind), chunk_frames=7))
+    assert converted["frames"] == count
+    assert [len(chunk) for chunk in chunks] == [7] * (count // 7) + [count % 7] * (count % 7 > 0)
+    assert torch.equal(torch.cat(chunks), expected)
+    some = [0, count // 2, count - 1]
+    assert torch.equal(torch.cat(list(iter_video_frames(video(kind), some, 2))), expected[sorted(set(some))])
 
 
-@pytest.mark.parametrize(
-    "kind", ["h264_bframes_mp4", "h264_vfr_mp4", "h264_cut_by_edit_list", "mpeg4_bframes_avi", "h264_one_frame"]
-)
-def test_decord_alone(monkeypatch, kind):
-    without(monkeypatch, "av")
-    _, count, first, _ = KINDS[kind]
-    indices = [0, count // 2, count - 1]
-    frames, metadata = decode_video(video(kind), indices)
-    assert metadata.total_num_frames == count and metadata.video_backend == "decord"
-    assert [video_files.read_barcode(frame) for frame in frames.numpy()] == [first + i for i in indices]
-    with pytest.raises(VideoDecodeError, match="bytes"):
-        decode_video(b"not a video at all")
+def test_chunks_of_a_damaged_file_end_in_an_error(monkeypatch):
+    with pytest.raises(VideoDecodeError, match="damaged|Invalid"):
+        list(iter_video_frames(flipped_bits(video("h264_bframes_mp4"), 60, 3)))
+    real = decoding.probe  # packets that promise more than there is
+    monkeypatch.setattr(decoding, "probe", lambda file: replace(real(file), frame_count=65))
+    with pytest.raises(VideoDecodeError, match="ended after 60 frames"):
+        list(iter_video_frames(video("hevc_open_groups"), [0, 64]))
 
 
-def test_no_decoder_says_what_to_install(monkeypatch):
-    without(monkeypatch, "av", "decord")
-    with pytest.raises(ImportError, match="pip install decord av"):
-        decode_video(video("h264_one_frame"))
+def an_hour(path: Path) -> Path:
+    """3,600 seconds of H.264 at 4 frames a second, in groups of 60 frames: 60 of them, repeated with later times."""
+    data = encode("libx264", 60, size=(64, 48), options={"g": "60", "bf": "2", "sc_threshold": "0"}, rate=4)
+    with av.open(io.BytesIO(data)) as source, av.open(str(path), "w") as out:
+        stream = source.streams.video[0]
+        copy = out.add_stream_from_template(stream)
+        packets = [packet for packet in source.demux(stream) if packet.size]
+        step = packets[0].duration or int(0.25 / stream.time_base)
+        times = [(packet.pts, packet.dts) for packet in packets]
+        contents = [bytes(packet) for packet in packets]
+        for lap in range(240):
+            for (pts, dts), content, old in zip(times, contents, packets, strict=True):
+                packet = av.Packet(content)
+                packet.pts, packet.dts = pts + lap * 60 * step, dts + lap * 60 * step
+                packet.time_base, packet.stream, packet.is_keyframe = stream.time_base, copy, old.is_keyframe
+                out.mux(packet)
+    return path
+
+
+class CountedPacket:
+    """A packet that notes when it is decoded."""
+
+    def __init__(self, packet, decoded: list):
+        self.packet, self.decoded, self.size = packet, decoded, packet.size
+
+    def decode(self):
+        self.decoded.append(self.packet.pts)
+        return self.packet.decode()
+
+
+@pytest.mark.parametrize("container", ["mp4", "mkv"])
+def test_a_sparse_read_of_an_hour_decodes_a_few_groups(tmp_path, monkeypatch, container):
+    path, decoded = an_hour(tmp_path / f"hour.{container}"), []
+    real = decoding.packets_of
+    monkeypatch.setattr(
+        decoding, "packets_of", lambda *arguments: (CountedPacket(packet, decoded) for packet in real(*arguments))
+    )
+    indices = np.linspace(0, 14399, 12).round().astype(int)
+    frames, metadata = decode_video(path, indices)
+    assert metadata.total_num_frames == 14400 and metadata.duration == pytest.approx(3600, abs=1)
+    assert [video_files.read_barcode(frame) for frame in frames.numpy()] == (indices % 60).tolist()
+    assert len(decoded) <= 12 * 60  # of 14,400
 
 
 # --- where a video comes from ----------------------------------------------------------------------------------------
@@ -363,7 +452,7 @@ def server():
 
 
 def test_urls(server, monkeypatch):
-    monkeypatch.setattr(processing, "URL_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr(decoding, "URL_TIMEOUT_SECONDS", 1.0)
     for name in ("clip.mp4", "moved.mp4"):
         frames, metadata = decode_video(f"{server}/{name}", [7])
         assert video_files.read_barcode(frames[0].numpy()) == 7
@@ -485,25 +574,20 @@ def flipped_bits(data: bytes, flips: int, seed: int) -> bytes:
     return bytes(broken)
 
 
-def test_damaged_pictures_are_an_error():
-    """decord patches damaged pictures up and says nothing: they must not come out. A few flips no decoder can see."""
+@pytest.mark.parametrize("backend", ["pyav", "decord"])
+def test_damaged_pictures_are_an_error(backend):
+    """Decoders patch damaged pictures up: they must not come out. A few flips no decoder can see."""
     data = video("h264_bframes_mp4")
     reference, _ = decode_video(data)
     indices = [0, 9, 18, 27, 36, 45, 54, 59]
-    errors = seen = unchecked = 0
+    errors = seen = 0
     for seed in range(20):
-        broken = flipped_bits(data, 8, seed)
         try:
-            frames, _ = decode_video(broken, indices)
+            frames, _ = decode_video(flipped_bits(data, 8, seed), indices, backend=backend)
             seen += not torch.equal(frames, reference[indices])
         except VideoDecodeError:
             errors += 1
-        try:
-            unchecked += not torch.equal(decode_video(broken, indices, verify=False)[0], reference[indices])
-        except VideoDecodeError:
-            continue
     assert errors >= 15 and seen <= 2
-    assert unchecked > seen, "if decord found the damage itself, there would be nothing to verify"
 
 
 def test_damage_elsewhere_does_no_harm():
@@ -598,8 +682,8 @@ def test_the_bridge_of_others_is_kept():
     for bridge in ("torch", "native"):
         decord.bridge.set_bridge(bridge)
         try:
-            frames, metadata = decode_video(video("h264_bframes_mp4"), [1, 50])
-            assert torch.equal(frames, expected) and metadata.video_backend == "decord"
+            frames, _ = decode_video(video("h264_bframes_mp4"), [1, 50], backend="decord")
+            assert torch.equal(frames, expected)
             theirs = decord.VideoReader(io.BytesIO(video("h264_bframes_mp4"))).next()
             assert isinstance(theirs, torch.Tensor) == (bridge == "torch")
         finally:

@@ -30,6 +30,8 @@ HUB_FILES = {
     "modeling_fluxvit.py",
     "video_decoding.py",
     "video_processing_fluxvit.py",
+    "video_streams.py",
+    "video_transforms.py",
 }
 AUTO_CLASSES = {"AutoConfig", "AutoModel", "AutoModelForVideoClassification", "AutoVideoProcessor"}
 

@@ -18,13 +18,8 @@ import video_files
 from huggingface_hub.errors import StrictDataclassError
 from transformers.video_utils import VideoMetadata
 
-from flux_hf.video_decoding import (
-    DEFAULT_NUM_FRAMES,
-    FluxViTVideoProcessor,
-    VideoDecodeError,
-    decode_video,
-    sample_frame_indices,
-)
+from flux_hf.video_decoding import VideoDecodeError, decode_video, sample_frame_indices
+from flux_hf.video_processing_fluxvit import DEFAULT_NUM_FRAMES, FluxViTVideoProcessor
 
 
 REPOSITORY = Path(__file__).parents[2]

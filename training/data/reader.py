@@ -14,7 +14,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from flux_hf.video_decoding import VideoDecodeError, decode_video
+from flux_hf.video_decoding import VideoDecodeError, decode_video, iter_video_frames
 
 
 Label = str | tuple[str, ...] | None
@@ -59,6 +59,29 @@ class Clip:
         """
         raise NotImplementedError
 
+    def chunks(self, sampler: FrameSampler | None, chunk_frames: int) -> Iterator[Tensor]:
+        """The frames that `sampler` asks for, rising and each once, or all if None, up to `chunk_frames` at a time.
+
+        This one looks frames up; videos are decoded in one pass.
+
+        Yields:
+            (n, 3, H, W) uint8, in order.
+
+        Raises:
+            As `read`.
+        """
+        chosen: np.ndarray | None = None
+        for start in itertools.count(0, chunk_frames):
+
+            def part(available: int, start: int = start) -> np.ndarray:
+                nonlocal chosen
+                chosen = np.arange(available) if sampler is None else sampler(available)
+                return chosen[start : start + chunk_frames]
+
+            yield self.read(part)
+            if start + chunk_frames >= len(chosen):
+                return
+
     def identity(self) -> list:
         """What tells this clip's content from another's, for names of cached files. Raises OSError if it is gone."""
         raise NotImplementedError
@@ -73,6 +96,9 @@ class VideoFile(Clip):
 
     def read(self, sampler: FrameSampler) -> Tensor:
         return _decode(self.path, sampler, self.num_threads)
+
+    def chunks(self, sampler: FrameSampler | None, chunk_frames: int) -> Iterator[Tensor]:
+        return _decode_chunks(self.path, sampler, chunk_frames, self.num_threads)
 
     def identity(self) -> list:
         return file_identity(self.path)
@@ -122,6 +148,13 @@ class DatasetRow(Clip):
     def read(self, sampler: FrameSampler) -> Tensor:
         return decode_value(self.dataset[self.row][self.column], sampler, self.num_threads)
 
+    def chunks(self, sampler: FrameSampler | None, chunk_frames: int) -> Iterator[Tensor]:
+        source, path = _source_of(self.dataset[self.row][self.column])
+        try:
+            yield from _decode_chunks(source, sampler, chunk_frames, self.num_threads)
+        except VideoDecodeError as error:
+            raise VideoDecodeError(path or error.source, error.reason) from error
+
     def identity(self) -> list:
         file = file_identity(self.path) if self.path is not None and os.path.isfile(self.path) else None
         return [self.dataset._fingerprint, self.row, self.column, file]
@@ -132,8 +165,16 @@ def _decode(source: str | bytes, sampler: FrameSampler, num_threads: int) -> Ten
     return frames.permute(0, 3, 1, 2)
 
 
-def decode_value(video: Mapping[str, Any] | bytes | str | None, sampler: FrameSampler, num_threads: int = 0) -> Tensor:
-    """Decodes a value of a `Video(decode=False)` column: content, a path, or a URL of any kind that fsspec knows."""
+def _decode_chunks(
+    source: str | bytes, sampler: FrameSampler | None, chunk_frames: int, num_threads: int
+) -> Iterator[Tensor]:
+    indices = None if sampler is None else lambda metadata: sampler(metadata.total_num_frames)
+    for frames in iter_video_frames(source, indices, chunk_frames, num_threads):
+        yield frames.permute(0, 3, 1, 2)
+
+
+def _source_of(video: Mapping[str, Any] | bytes | str | None) -> tuple[str | bytes, str | None]:
+    """What to decode of a value of a `Video(decode=False)` column, and the path it bears."""
     if not isinstance(video, Mapping):
         video = {"bytes": video} if isinstance(video, bytes) else {"path": video}
     content, path = video.get("bytes"), video.get("path")
@@ -141,10 +182,14 @@ def decode_value(video: Mapping[str, Any] | bytes | str | None, sampler: FrameSa
         raise VideoDecodeError("<row>", "it holds no video")
     if content is None and "://" in path and not path.startswith(("http://", "https://")):
         content = _fetch(path)
-    if content is None:
-        return _decode(path, sampler, num_threads)
+    return (path if content is None else content), path
+
+
+def decode_value(video: Mapping[str, Any] | bytes | str | None, sampler: FrameSampler, num_threads: int = 0) -> Tensor:
+    """Decodes a value of a `Video(decode=False)` column: content, a path, or a URL of any kind that fsspec knows."""
+    source, path = _source_of(video)
     try:
-        return _decode(content, sampler, num_threads)
+        return _decode(source, sampler, num_threads)
     except VideoDecodeError as error:
         raise VideoDecodeError(path or error.source, error.reason) from error
 
@@ -197,21 +242,17 @@ def iter_frames(clip: Clip, max_frames: int | None = None, chunk_frames: int = C
     Raises:
         As `Clip.read`.
     """
-    total = None
-    for start in itertools.count(0, chunk_frames):
+    if max_frames is None:
+        yield from clip.chunks(None, chunk_frames)
+        return
 
-        def sampler(available: int, start: int = start) -> np.ndarray:
-            nonlocal total
-            total = available if max_frames is None else min(available, max_frames)
-            spread = np.arange(available) if total == available else np.linspace(0, available - 1, total)
-            # The last one stands in where a second look at the file finds fewer frames than the parts before took.
-            return np.round(spread).astype(np.int64)[min(start, total - 1) : start + chunk_frames]
+    def sampler(available: int) -> np.ndarray:
+        return np.round(np.linspace(0, available - 1, min(available, max_frames))).astype(np.int64)
 
-        frames = clip.read(sampler)
-        if start < total:
-            yield frames
-        if start + chunk_frames >= total:
-            return
+    if max_frames <= chunk_frames:
+        yield clip.read(sampler)  # which can choose again, where a video ends before its index says
+    else:
+        yield from clip.chunks(sampler, chunk_frames)
 
 
 def single_threaded(clip: Clip) -> Clip:

@@ -104,13 +104,11 @@ def build_run(
     Raises:
         ValueError: an epoch with fewer batches than an optimiser step takes.
     """
-    accumulation = optimization.gradient_accumulation_steps
-    steps_per_epoch = task.batches.num_batches // accumulation
+    accumulation, num_batches = optimization.gradient_accumulation_steps, task.batches.num_batches
+    steps_per_epoch = num_batches // accumulation
     if steps_per_epoch == 0:
-        raise ValueError(
-            f"an epoch has {task.batches.num_batches} batches a process, fewer than "
-            f"--gradient_accumulation_steps {accumulation}"
-        )
+        allowed = f"at most the {num_batches} batches a process of an epoch"
+        raise ValueError(f"--gradient_accumulation_steps must be {allowed}, got {accumulation}")
     total_steps = optimization.max_train_steps or optimization.num_train_epochs * steps_per_epoch
     clips_a_step = optimization.per_device_train_batch_size * accelerator.num_processes * accumulation
     rates = learning_rates(optimization, clips_a_step, num_sample)
