@@ -170,18 +170,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help=".pth, .pt, .bin or .safetensors file, or DeepSpeed checkpoint folder")
     parser.add_argument("output_directory", metavar="OUT_DIR")
     unknown = "for sizes that are not published ones"
-    parser.add_argument("--num-attention-heads", type=int, help=f"heads of each layer, {unknown}")
-    parser.add_argument("--num-pooling-heads", type=int, help="heads of the attention pooling; 16 if not given")
-    parser.add_argument("--position-frames", type=int, help=f"frames of the trained position table, {unknown}")
-    parser.add_argument("--hidden-act", help="activation of the MLP; the released weights expect gelu_pytorch_tanh")
-    parser.add_argument("--num-frames", type=int, help="frames of the default clip")
-    parser.add_argument("--image-size", type=int, help="side of the default clip, in pixels")
-    parser.add_argument("--token-budgets", type=int, nargs="+", help="trained budgets, largest first, one a head")
-    parser.add_argument("--token-budget", type=int, help="budget used by default")
+    parser.add_argument("--num_attention_heads", type=int, help=f"heads of each layer, {unknown}")
+    parser.add_argument("--num_pooling_heads", type=int, help="heads of the attention pooling; 16 if not given")
+    parser.add_argument("--position_frames", type=int, help=f"frames of the trained position table, {unknown}")
+    parser.add_argument("--hidden_act", help="activation of the MLP; the released weights expect gelu_pytorch_tanh")
+    parser.add_argument("--num_frames", type=int, help="frames of the default clip")
+    parser.add_argument("--image_size", type=int, help="side of the default clip, in pixels")
+    parser.add_argument("--token_budgets", type=int, nargs="+", help="trained budgets, largest first, one a head")
+    parser.add_argument("--token_budget", type=int, help="budget used by default")
     parser.add_argument("--labels", metavar="FILE", help="class names: JSON list or object, or one a line")
     rows = parser.add_mutually_exclusive_group()
-    rows.add_argument("--num-labels", type=int, help="keep the classifiers' first rows (400: Kinetics-710 -> 400)")
-    rows.add_argument("--label-map", metavar="FILE", help="keep these rows of the classifiers: JSON list or one a line")
+    rows.add_argument("--num_labels", type=int, help="keep the classifiers' first rows (400: Kinetics-710 -> 400)")
+    rows.add_argument("--label_map", metavar="FILE", help="keep these rows of the classifiers: JSON list or one a line")
 
 
 def choices_of(options: argparse.Namespace) -> ConfigChoices:
@@ -196,7 +196,7 @@ def rows_of(options: argparse.Namespace) -> list[int] | None:
         ValueError: there are none.
     """
     if options.num_labels is not None and options.num_labels < 1:
-        raise ValueError(f"--num-labels must be at least 1, got {options.num_labels}")
+        raise ValueError(f"--num_labels must be at least 1, got {options.num_labels}")
     if options.label_map:
         return read_label_map(options.label_map)
     return None if options.num_labels is None else list(range(options.num_labels))

@@ -12,7 +12,6 @@ is noted. The file is read and translated back, and compared, before it is moved
 import argparse
 import os
 import sys
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from conversion.convert_to_hf import check_fit, check_values, empty_model
 from conversion.key_mapping import INDEXED_HEAD, official_key, translate_key
 from conversion.report import ConversionError, KeyReport
 from flux_hf import FluxViTConfig
+from flux_hf.checkpoint_files import replacing
 
 
 SUFFIXES = (".pth", ".pt", ".bin")
@@ -196,14 +196,12 @@ def describe(config: FluxViTConfig, report: ExportReport) -> None:
 def _write_verified(
     weights: dict[str, Tensor], state_dict: dict[str, Tensor], report: ExportReport, output: Path
 ) -> None:
-    """Writes to a temporary folder beside `output`, reads it again, compares, and only then moves it into place.
+    """Writes a temporary file beside `output`, reads it again, compares, and only then moves it into place.
 
     Raises:
         ConversionError: what was read is not what was to be written, or does not translate back to the model.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as staging:
-        file = Path(staging) / output.name
+    with replacing(output) as file:
         try:
             torch.save({"model": weights}, file)
         except RuntimeError as error:  # of torch's writer, on a full disk
@@ -216,7 +214,6 @@ def _write_verified(
         for name, official in report.converted.items():
             new_name, change = translate_key(official)
             _require_equal(new_name, state_dict[name], change(read[official]))
-        os.replace(file, output)
 
 
 def _require_equal(name: str, expected: Tensor, found: Tensor) -> None:

@@ -53,7 +53,7 @@ def infer_config(weights: dict[str, Tensor], choices: ConfigChoices, notes: list
     heads = number_of_heads(weights)
     if choices.token_budgets is not None and len(choices.token_budgets) != heads:
         budgets = choices.token_budgets
-        raise ValueError(f"the checkpoint has {heads} heads, but --token-budgets gives {len(budgets)}: {budgets}")
+        raise ValueError(f"the checkpoint has {heads} heads, but --token_budgets gives {len(budgets)}: {budgets}")
     return complete_config(fields, heads, choices, notes)
 
 
@@ -168,7 +168,7 @@ def _attention_heads(fields: dict, choices: ConfigChoices) -> int:
     if heads is None:
         raise ValueError(
             f"a model {fields['hidden_size']} wide with {fields['num_hidden_layers']} layers is no published size, "
-            "and shapes do not tell its attention heads: give --num-attention-heads"
+            "and shapes do not tell its attention heads: give --num_attention_heads"
         )
     return heads
 
@@ -183,9 +183,9 @@ def _position_grid(patches: int, choices: ConfigChoices, published: bool) -> lis
         frames = next(iter(squares))
     if frames is None:
         grids = ", ".join(f"{count} ({count}x{side}x{side})" for count, side in squares.items())
-        raise ValueError(f"the {patches} position rows fit several grids: give --position-frames, one of {grids}")
+        raise ValueError(f"the {patches} position rows fit several grids: give --position_frames, one of {grids}")
     if frames not in squares:
-        raise ValueError(f"--position-frames {frames} leaves no square grid of {patches} rows; {list(squares)} would")
+        raise ValueError(f"--position_frames {frames} leaves no square grid of {patches} rows; {list(squares)} would")
     return [frames, squares[frames], squares[frames]]
 
 

@@ -6,7 +6,7 @@
 CHECKPOINT is what `conversion.convert_to_hf` reads: a distilled or fine-tuned S, B or L, a stage-1 1B or 6B, or a
 stage-2 model, whose text tower is dropped. Weights are copied, projector and classifier once for each budget, and the
 position table is interpolated to FluxViT's grid. What FluxViT adds starts so that it changes nothing, except the dual
-patch norm, for which no such start exists: without it (`--no-dual-patch-norm`) and on the checkpoint's own grid the
+patch norm, for which no such start exists: without it (`--no_dual_patch_norm`) and on the checkpoint's own grid the
 result computes what InternVideo2 does. To have InternVideo2 itself, as a teacher, use `conversion.convert_to_hf`.
 """
 
@@ -168,7 +168,7 @@ def fluxvit_config(source: dict, choices: ConfigChoices, start: StartChoices, no
 def _target_grid(source: dict, start: StartChoices, notes: list[str]) -> list[int]:
     if start.position_grid is not None:
         if min(start.position_grid) < 1:
-            raise ValueError(f"--position-grid must be three sizes of at least 1, got {start.position_grid}")
+            raise ValueError(f"--position_grid must be three sizes of at least 1, got {start.position_grid}")
         return list(start.position_grid)
     shape = ("hidden_size", "num_hidden_layers", "intermediate_size")
     for size in FLUXVIT_SIZES.values():
@@ -251,14 +251,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add_arguments(parser)
     parser.add_argument(
-        "--dual-patch-norm",
+        "--dual_patch_norm",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="RMSNorms around the patch embedding, as FluxViT has; without them the start equals InternVideo2",
     )
     grid = "grid to interpolate the position table to; by default that of FluxViT-S or -B, else as it is"
-    parser.add_argument("--position-grid", type=int, nargs=3, metavar=("FRAMES", "ROWS", "COLUMNS"), help=grid)
-    parser.add_argument("--new-classifier", type=int, metavar="LABELS", help="where the checkpoint has no classifier")
+    parser.add_argument("--position_grid", type=int, nargs=3, metavar=("FRAMES", "ROWS", "COLUMNS"), help=grid)
+    parser.add_argument("--new_classifier", type=int, metavar="LABELS", help="where the checkpoint has no classifier")
     parser.add_argument("--seed", type=int, default=0, help="of the parts that start from random values")
     return parser.parse_args(arguments)
 

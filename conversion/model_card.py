@@ -139,7 +139,7 @@ def license_fields(checkpoint: Path, facts: CardFacts) -> dict[str, Any]:
     if isinstance(given["license"], str) and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", given["license"]):
         raise ValueError(f"--license must be an identifier such as apache-2.0 or other, got {given['license']!r}")
     if given["license"] == "other" and len(given) < 3:
-        raise ValueError("--license other needs --license-name and --license-link")
+        raise ValueError("--license other needs --license_name and --license_link")
     return given
 
 
@@ -363,12 +363,12 @@ def origin_section(checkpoint: Path) -> str:
 def add_card_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that become `CardFacts`."""
     parser.add_argument("--license", help="of the weights, such as apache-2.0; required unless README.md states one")
-    parser.add_argument("--license-name", help="with --license other")
-    parser.add_argument("--license-link", help="with --license other: a URL, or LICENSE")
+    parser.add_argument("--license_name", help="with --license other")
+    parser.add_argument("--license_link", help="with --license other: a URL, or LICENSE")
     parser.add_argument("--datasets", nargs="+", default=[], metavar="ID", help="Hub ids of the training data")
-    parser.add_argument("--base-model", metavar="ID", help="Hub id of the model it was fine-tuned from")
+    parser.add_argument("--base_model", metavar="ID", help="Hub id of the model it was fine-tuned from")
     parser.add_argument("--metrics", metavar="FILE", help="metrics.json of training.evaluate")
-    parser.add_argument("--eval-dataset", metavar="ID", help="what --metrics were measured on; its file name if absent")
+    parser.add_argument("--eval_dataset", metavar="ID", help="what --metrics were measured on; its file name if absent")
 
 
 def card_facts(options: argparse.Namespace, repo_id: str) -> CardFacts:

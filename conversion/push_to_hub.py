@@ -12,18 +12,15 @@ push that was cut short has left the repository as it was or whole; the same com
 
 import argparse
 import hashlib
-import json
-import os
 import re
-import shutil
-import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HTTPError,
@@ -32,38 +29,14 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
-from safetensors import SafetensorError
 
-from conversion.model_card import (
-    CARD_NAME,
-    MARK,
-    CardFacts,
-    add_card_arguments,
-    card_facts,
-    is_classifier,
-    make_card,
-    parse_card,
-    read_json,
-)
-from conversion.saving import REPORT_NAME, sha256
-from flux_hf import FluxViTConfig, FluxViTForVideoClassification, FluxViTModel, FluxViTVideoProcessor
-from flux_hf.checkpoint_files import AUTO_MAP, save_source_files
+from conversion.model_card import CARD_NAME, MARK, CardFacts, add_card_arguments, card_facts
+from conversion.saving import sha256
+from conversion.staging import PushError, run_alone, stage, verify_checkpoint, write_card
 
 
-WEIGHTS = "model.safetensors"
-WEIGHTS_INDEX = "model.safetensors.index.json"
 # Weights of an earlier commit that would be loaded instead of, or beside, those that are pushed.
 ANY_WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
-CONFIG_NAME = "config.json"
-PROCESSOR_NAME = "video_preprocessor_config.json"
-SETTINGS = (CONFIG_NAME, PROCESSOR_NAME, REPORT_NAME)
-# Variables that would lead the fresh process to a cache that is not empty, or keep it from the Hub.
-NOT_PASSED_ON = re.compile(r"(HF|HUGGINGFACE|TRANSFORMERS)_.*(CACHE|OFFLINE)")
-CLIP_SCRIPT = Path(__file__).with_name("clip_logits.py")
-
-
-class PushError(ValueError):
-    """The checkpoint is not, or not verifiably, on the Hub; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +61,9 @@ class Target:
 
     def __post_init__(self):
         if self.create_pr and self.revision != constants.DEFAULT_REVISION:
-            raise ValueError(f"--create-pr opens a pull request to main: not with --revision {self.revision}")
+            raise ValueError(f"--create_pr opens a pull request to main: not with --revision {self.revision}")
         if self.create_pr and self.tag:
-            raise ValueError(f"--tag {self.tag} names what is published: not with --create-pr")
+            raise ValueError(f"--tag {self.tag} names what is published: not with --create_pr")
 
 
 @dataclass
@@ -122,137 +95,6 @@ class Changes:
 
     def __bool__(self) -> bool:
         return bool(self.send or self.delete)
-
-
-# The checkpoint ------------------------------------------------------------------------------------------------------
-
-
-def verify_checkpoint(checkpoint: Path) -> torch.nn.Module:
-    """The model of a folder, strictly loaded.
-
-    Raises:
-        PushError: the folder is no checkpoint of ours, its conversion was not verified, its weights do not fit the
-            config or are not finite.
-    """
-    if not (checkpoint / CONFIG_NAME).is_file():
-        raise PushError(f"{checkpoint} is not a checkpoint folder: it has no {CONFIG_NAME}")
-    if not (checkpoint / PROCESSOR_NAME).is_file():
-        raise PushError(f"{checkpoint} has no video processor: save one there with FluxViTVideoProcessor")
-    for name in (CONFIG_NAME, PROCESSOR_NAME):
-        if read_json(checkpoint / name).get("auto_map") != AUTO_MAP:
-            raise PushError(f"{checkpoint / name} names other source files than flux_hf's: load it and save it again")
-    if read_json(checkpoint / CONFIG_NAME).get("model_type") != FluxViTConfig.model_type:
-        raise PushError(f"{checkpoint / 'config.json'} is not a FluxViT's")
-    if not (checkpoint / WEIGHTS).is_file() and not (checkpoint / WEIGHTS_INDEX).is_file():
-        raise PushError(f"{checkpoint} has no {WEIGHTS}: only safetensors are pushed")
-    report = checkpoint / REPORT_NAME
-    if report.is_file() and read_json(report).get("verified") is not True:
-        raise PushError(f"{report} says that the conversion was not verified: convert the checkpoint again")
-    config = FluxViTConfig.from_pretrained(checkpoint)
-    model_class = FluxViTForVideoClassification if is_classifier(config) else FluxViTModel
-    weight_files(checkpoint)
-    try:
-        model, loading = model_class.from_pretrained(checkpoint, output_loading_info=True, use_safetensors=True)
-    except (SafetensorError, RuntimeError) as error:  # not whole, or of other shapes
-        raise PushError(f"the weights of {checkpoint} cannot be loaded: {error}") from error
-    problems = [f"{kind}: {', '.join(map(str, sorted(keys)))}" for kind, keys in loading.items() if keys]
-    if problems:
-        raise PushError(f"the weights of {checkpoint} do not fit its config; {'; '.join(problems)}")
-    broken = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise PushError(f"NaN or infinite values in {len(broken)} weights of {checkpoint}: {', '.join(broken[:10])}")
-    FluxViTVideoProcessor.from_pretrained(checkpoint)
-    return model.eval()
-
-
-def stage(checkpoint: Path, staging: Path, model: torch.nn.Module, max_shard_size: str | None) -> None:
-    """Puts what is pushed, but the card, into the folder `staging`: weights, settings, source files, license texts.
-
-    The source files are this flux_hf's, which the weights were just loaded with, whatever lies in the folder.
-    """
-    staging.mkdir()
-    save_source_files(staging)
-    names = [name for name in SETTINGS if (checkpoint / name).is_file()]
-    names += [path.name for pattern in ("LICENSE*", "NOTICE*") for path in checkpoint.glob(pattern) if path.is_file()]
-    for name in names:
-        shutil.copyfile(checkpoint / name, staging / name)
-    if max_shard_size is None:
-        for path in weight_files(checkpoint):
-            _link(path, staging / path.name)
-        return
-    with tempfile.TemporaryDirectory(dir=staging.parent) as shards:
-        model.save_pretrained(shards, max_shard_size=max_shard_size)
-        for path in weight_files(Path(shards)):
-            os.replace(path, staging / path.name)
-
-
-def weight_files(checkpoint: Path) -> list[Path]:
-    """The file of the weights, or the index and the shards it names. Raises PushError for a missing shard."""
-    if (checkpoint / WEIGHTS).is_file():
-        return [checkpoint / WEIGHTS]
-    index = checkpoint / WEIGHTS_INDEX
-    shards = [checkpoint / name for name in sorted(set(read_json(index)["weight_map"].values()))]
-    outside = [path for path in shards if path.parent != checkpoint]
-    if outside:
-        raise PushError(f"{index} names files outside its folder: {', '.join(map(str, outside))}")
-    missing = [path.name for path in shards if not path.is_file()]
-    if missing:
-        raise PushError(f"{index} names shards that are not there: {', '.join(missing)}")
-    return [index, *shards]
-
-
-def _link(source: Path, target: Path) -> None:
-    """A symbolic link, or a copy where the system allows none."""
-    try:
-        target.symlink_to(source.absolute())
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def write_card(checkpoint: Path, staging: Path, config: FluxViTConfig, facts: CardFacts, overwrite: bool) -> bool:
-    """Puts the card into `staging`: the folder's own, or one made from the checkpoint.
-
-    Returns:
-        Whether it was made.
-
-    Raises:
-        ValueError: the folder's own cannot be read, states no license or not what `facts` do; or none can be made.
-    """
-    own = checkpoint / CARD_NAME
-    text = own.read_text(encoding="utf-8") if own.is_file() else MARK
-    made = overwrite or MARK in text
-    if made:
-        text = str(make_card(checkpoint, config, facts))
-    else:
-        data = parse_card(text, str(own)).data.to_dict()
-        given = {name: value for name, value in vars(facts).items() if value and name != "repo_id"}
-        unsaid = [f"--{name.replace('_', '-')}" for name, value in given.items() if data.get(name) != value]
-        if unsaid:
-            raise PushError(
-                f"{own} is kept as it is and does not say {', '.join(unsaid)}: --overwrite-card makes another"
-            )
-    (staging / CARD_NAME).write_text(text, encoding="utf-8")
-    return made
-
-
-def run_alone(source: str, revision: str | None = None) -> list[float]:
-    """The output for a fixed clip in a new process without flux_hf and with an empty cache.
-
-    Raises:
-        PushError: the process failed; with its last words.
-    """
-    with tempfile.TemporaryDirectory(prefix="flux-hf-") as home:
-        environment = {name: value for name, value in os.environ.items() if not NOT_PASSED_ON.fullmatch(name)}
-        environment |= {"HF_HOME": home, "HF_HUB_OFFLINE": "0" if revision else "1", "PYTHONWARNINGS": "ignore"}
-        if revision and (token := get_token()):
-            environment["HF_TOKEN"] = token  # a private repository; HF_HOME is where it would be looked up
-        command = [sys.executable, str(CLIP_SCRIPT), source, *([revision] if revision else [])]
-        finished = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True)
-    if finished.returncode != 0:
-        where = f"{source} at {revision}" if revision else "the checkpoint"
-        reason = (finished.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise PushError(f"{where} could not be loaded and run in a process without flux_hf: {reason}")
-    return json.loads(finished.stdout.splitlines()[-1])
 
 
 # The Hub -------------------------------------------------------------------------------------------------------------
@@ -304,7 +146,7 @@ def _look_for_new(api: HfApi, target: Target, user: dict) -> Remote:
         if api.repo_exists(target.repo_id, repo_type=repo_type):
             raise PushError(f"{target.repo_id} is a {repo_type} on the Hub, not a model: choose another name")
     if target.create_pr:
-        raise PushError(f"--create-pr needs a repository, and {target.repo_id} does not exist (or is not yours to see)")
+        raise PushError(f"--create_pr needs a repository, and {target.repo_id} does not exist (or is not yours to see)")
     namespace = target.repo_id.split("/")[0]
     allowed = [user["name"], *(organization["name"] for organization in user.get("orgs", []))]
     if namespace not in allowed:
@@ -372,6 +214,21 @@ def send(api: HfApi, target: Target, remote: Remote, changes: Changes) -> tuple[
     return commit.oid, commit.pr_url or commit.commit_url
 
 
+def open_hub(target: Target, token: str | None = None) -> tuple[HfApi, Target, Remote]:
+    """The Hub, the target with its namespace, and the repository as it is; nothing is changed.
+
+    Raises:
+        PushError: offline, a token that may only read, or a repository that cannot be pushed to in the way asked for.
+            Errors of `explain`: no token, or the Hub says no.
+    """
+    if constants.HF_HUB_OFFLINE:
+        raise PushError("HF_HUB_OFFLINE=1 forbids every connection: unset it to push")
+    api = HfApi(token=token)
+    repo_id, user = full_repo_id(api, target.repo_id)
+    target = replace(target, repo_id=repo_id)
+    return api, target, look_at(api, target, user)
+
+
 def push(
     checkpoint: Path,
     target: Target,
@@ -379,27 +236,24 @@ def push(
     max_shard_size: str | None = None,
     overwrite_card: bool = False,
     dry_run: bool = False,
+    token: str | None = None,
 ) -> None:
     """Verifies, sends, downloads, compares, tags; says on stdout what it does.
 
     Raises:
         ValueError: the checkpoint or the request is at fault. Errors of `explain`: the Hub or the way to it is.
     """
-    if constants.HF_HUB_OFFLINE:
-        raise PushError("HF_HUB_OFFLINE=1 forbids every connection: unset it to push")
-    api = HfApi()
     model = verify_checkpoint(checkpoint)
-    repo_id, user = full_repo_id(api, target.repo_id)
-    target, facts = replace(target, repo_id=repo_id), replace(facts, repo_id=repo_id)
+    api, target, remote = open_hub(target, token)
+    facts = replace(facts, repo_id=target.repo_id)
     with tempfile.TemporaryDirectory(prefix="flux-hf-") as folder:
         staging = Path(folder) / "checkpoint"
         stage(checkpoint, staging, model, max_shard_size)
         made = write_card(checkpoint, staging, model.config, facts, overwrite_card)
         print(f"verified {checkpoint}: weights fit and are finite; {'card made' if made else 'its own card kept'}")
-        remote = look_at(api, target, user)
         changes = find_changes(staging, remote)
         if made and not overwrite_card and keep_remote_card(api, target, remote, changes):
-            print(f"the repository's own {CARD_NAME} is kept: --overwrite-card replaces it")
+            print(f"the repository's own {CARD_NAME} is kept: --overwrite_card replaces it")
         check_tag(target, remote, changes)
         expected = run_alone(str(staging))
         print("\n".join(describe(target, remote, changes)))
@@ -408,11 +262,11 @@ def push(
             return
         commit, address = send(api, target, remote, changes)
         print(f"pushed: {address}" if changes else f"already there: {address}")
-        if run_alone(repo_id, commit) != expected:
-            raise PushError(f"{repo_id} at {commit} gives other outputs than the checkpoint")
+        if run_alone(target.repo_id, commit, token) != expected:
+            raise PushError(f"{target.repo_id} at {commit} gives other outputs than the checkpoint")
         print("verified: downloaded into an empty cache and run without flux_hf, the same outputs bit by bit")
     if target.tag and target.tag not in remote.tags:
-        api.create_tag(repo_id, tag=target.tag, revision=commit)
+        api.create_tag(target.repo_id, tag=target.tag, revision=commit)
         print(f"tagged {target.tag}")
 
 
@@ -444,7 +298,7 @@ def explain(error: Exception, repo_id: str) -> str:
     status, said = error.response.status_code, error.server_message or str(error).strip().splitlines()[0]
     advice = {
         401: "the token is not valid: run `hf auth login`, or set HF_TOKEN to one that may write",
-        403: f"no permission to write to {repo_id}: --create-pr asks its owner to",
+        403: f"no permission to write to {repo_id}: --create_pr asks its owner to",
         404: f"{repo_id} is not there, or not yours to see",
         409: "another operation is in progress: try again",
         412: f"{repo_id} has changed meanwhile: look at it, then try again",
@@ -453,18 +307,27 @@ def explain(error: Exception, repo_id: str) -> str:
     return f"{advice.get(status, default)} (the Hub says {status}: {said})"
 
 
+@contextmanager
+def explained(repo_id: str) -> Iterator[None]:
+    """Turns errors of the Hub, and of the way to it, into a PushError that says what to do."""
+    try:
+        yield
+    except (OSError, RuntimeError, HTTPError) as error:
+        raise PushError(explain(error, repo_id)) from error
+
+
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m conversion.push_to_hub", description=__doc__.split("\n")[0])
     parser.add_argument("checkpoint", type=Path, help="folder with config.json and model.safetensors")
     parser.add_argument("repo_id", metavar="USER/NAME", help="repository, made if missing; NAME alone is one of yours")
     parser.add_argument("--private", action="store_true", help="make the repository private")
     parser.add_argument("--revision", default="main", help="branch, made if missing; or refs/pr/N")
-    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
-    parser.add_argument("--commit-message", default=Target.commit_message)
+    parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing")
+    parser.add_argument("--commit_message", default=Target.commit_message)
     parser.add_argument("--tag", help="name the commit, once it is verified; such as v1.0")
-    parser.add_argument("--max-shard-size", help="split the weights into files of at most so much, such as 5GB")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, list what would be sent, and stop")
-    parser.add_argument("--overwrite-card", action="store_true", help="make a card though the folder has a README.md")
+    parser.add_argument("--max_shard_size", help="split the weights into files of at most so much, such as 5GB")
+    parser.add_argument("--dry_run", action="store_true", help="check everything, list what would be sent, and stop")
+    parser.add_argument("--overwrite_card", action="store_true", help="make a card though the folder has a README.md")
     add_card_arguments(parser)
     return parser.parse_args(arguments)
 

@@ -2,7 +2,6 @@
 """Saves a converted model, loads it again, compares, and only then moves it to where it was wanted."""
 
 import hashlib
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -12,6 +11,7 @@ from safetensors import SafetensorError
 
 from conversion.report import ConversionError, KeyReport
 from flux_hf import FluxViTConfig, FluxViTVideoProcessor
+from flux_hf.checkpoint_files import publish, write_json
 
 
 REPORT_NAME = "conversion_report.json"
@@ -55,8 +55,8 @@ def save_verified(model: torch.nn.Module, output: Path, source: Path, report: Ke
             "verified": True,
             **report.record(),
         }
-        (staging / REPORT_NAME).write_text(json.dumps(record, indent=2) + "\n")
-        _move_into_place(staging, output)
+        write_json(staging / REPORT_NAME, record)
+        publish(staging, output)
 
 
 def _compare_with_saved(model: torch.nn.Module, saved: Path) -> float:
@@ -84,17 +84,6 @@ def _compare_with_saved(model: torch.nn.Module, saved: Path) -> float:
     if difference > allowed:
         raise ConversionError(f"the saved checkpoint's pooled features differ by {difference}, {allowed} is rounding")
     return difference
-
-
-def _move_into_place(staging: Path, output: Path) -> None:
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        if output.exists():
-            output.rmdir()
-        os.replace(staging, output)
-        return
-    # A folder that already holds something: each file whole, the config last, so that a reader sees old or new.
-    for file in sorted(staging.iterdir(), key=lambda path: path.name == "config.json"):
-        os.replace(file, output / file.name)
 
 
 def sha256(path: Path) -> str:

@@ -295,6 +295,8 @@ def check_arguments(args: FinetuneArguments) -> None:
         raise ValueError("--streaming needs --dataset_name")
     if data.streaming and data.max_train_samples is None:
         raise ValueError("--streaming needs --max_train_samples: the clips of an epoch, for a stream has no length")
+    if args.hub.push_to_hub and args.hub.hub_license is None:
+        raise ValueError("--push_to_hub needs --hub_license: the license of a model is never guessed")
     _check_sampling(args.sampling)
     for name in ("checkpointing_steps", "eval_steps"):
         value = getattr(args.run, name)

@@ -8,11 +8,15 @@ Processes, device, precision and sharding are `accelerate launch`'s to choose (`
 that was killed goes on with `--resume_from_checkpoint latest`, as if nothing had happened.
 """
 
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import set_seed
+
+from conversion.model_card import CardFacts
+from conversion.push_to_hub import Target, explained, open_hub, push
 
 from .arguments import FinetuneArguments, parse_arguments
 from .classification import ClassificationTask, build_task, clip_shapes, read_data
@@ -65,6 +69,21 @@ def publish_results(run: Run, task: ClassificationTask) -> dict[str, Any]:
     return results
 
 
+def hub_target(args: FinetuneArguments) -> Target:
+    """Where `--push_to_hub` sends the model."""
+    name = args.hub.hub_model_id or Path(args.run.output_dir).absolute().name
+    return Target(name, private=args.hub.hub_private_repo, commit_message="Model fine-tuned with flux-hf")
+
+
+def push_model(args: FinetuneArguments) -> None:
+    """Verifies the final model and puts it on the Hub in one commit, with code and card."""
+    start, target = args.model.model_name_or_path, hub_target(args)
+    base_model = start if start and "/" in start and not Path(start).exists() else None
+    facts = CardFacts(target.repo_id, args.hub.hub_license, base_model=base_model)
+    with explained(target.repo_id):
+        push(Path(args.run.output_dir), target, facts, token=args.hub.hub_token)
+
+
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     args = parse_arguments(arguments)
     accelerator = build_accelerator(args.optimization, args.run)
@@ -73,6 +92,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     run = prepare(args, accelerator)
     if run.state.progress.step == 0:
         set_seed(args.run.seed, device_specific=True)  # every process drops its own paths
+    if args.hub.push_to_hub and accelerator.is_main_process:
+        with explained(hub_target(args).repo_id):  # a token that may not write is an error now, not after the last step
+            open_hub(hub_target(args), args.hub.hub_token)
     if accelerator.log_with:
         settings = {key: value for key, value in args.flat().items() if isinstance(value, (int, float, str))}
         accelerator.init_trackers(
@@ -82,6 +104,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     logger.info(f"{run.total_steps} steps, {run.steps_per_epoch} an epoch; budgets {budgets}")
     train(run)
     results = publish_results(run, run.task)
+    if args.hub.push_to_hub and accelerator.is_main_process:
+        push_model(args)
+    accelerator.wait_for_everyone()
     accelerator.end_training()
     return results
 

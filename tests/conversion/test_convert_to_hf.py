@@ -25,7 +25,7 @@ from flux_hf import FluxViTConfig, FluxViTForVideoClassification, FluxViTModel
 REPOSITORY = Path(__file__).parents[2]
 GOLDEN = REPOSITORY / "tests" / "fixtures" / "golden"
 TINY = ConfigChoices(num_attention_heads=3, num_pooling_heads=4, position_frames=8)
-TINY_FLAGS = ["--num-attention-heads", "3", "--num-pooling-heads", "4", "--position-frames", "8"]
+TINY_FLAGS = ["--num_attention_heads", "3", "--num_pooling_heads", "4", "--position_frames", "8"]
 
 
 @pytest.fixture(scope="module")
@@ -169,14 +169,14 @@ def test_a_position_table_is_known_by_its_rows_only_in_published_sizes():
 
     for rows, grid in ((1024, [4, 16, 16]), (2048, [8, 16, 16]), (4096, [16, 16, 16]), (7776, [24, 18, 18])):
         assert infer_config(weights(384, rows), ConfigChoices(), []).position_embedding_grid == grid
-    with pytest.raises(ValueError, match="--position-frames"):
+    with pytest.raises(ValueError, match="--position_frames"):
         infer_config(weights(96, 1024), ConfigChoices(num_attention_heads=3), [])
     choices = ConfigChoices(num_attention_heads=3, position_frames=16)
     assert infer_config(weights(96, 1024), choices, []).position_embedding_grid == [16, 8, 8]
 
 
 @pytest.mark.parametrize(
-    "flag", ["num-attention-heads", "num-pooling-heads", "position-frames", "num-frames", "image-size", "token-budget"]
+    "flag", ["num_attention_heads", "num_pooling_heads", "position_frames", "num_frames", "image_size", "token_budget"]
 )
 def test_zero_is_no_choice(tmp_path, flag, capsys):
     flags = [*TINY_FLAGS, f"--{flag}", "0"]
@@ -251,8 +251,8 @@ def test_config_and_processor_of_an_unpublished_size(tmp_path):
 
 
 def test_flags_say_what_shapes_cannot(tmp_path, capsys):
-    flags = [*TINY_FLAGS, "--hidden-act", "gelu", "--num-frames", "12", "--image-size", "84"]
-    flags += ["--token-budgets", "192", "128", "64", "--token-budget", "100"]
+    flags = [*TINY_FLAGS, "--hidden_act", "gelu", "--num_frames", "12", "--image_size", "84"]
+    flags += ["--token_budgets", "192", "128", "64", "--token_budget", "100"]
     assert main([str(GOLDEN / "fluxvit_tiny_checkpoint.pth"), str(tmp_path / "out"), *flags]) == 0
     config = FluxViTConfig.from_pretrained(tmp_path / "out")
     assert (config.hidden_act, config.num_frames, config.image_size) == ("gelu", 12, 84)
@@ -286,11 +286,11 @@ def test_label_slicing(fluxvit_weights, tmp_path, how):
     rows = [0, 1, 2, 3] if how == "first rows" else [5, 0, 6]
     names = tmp_path / "labels.txt"
     names.write_text("\n".join(f"row {row}" for row in rows) + "\n")
-    flags = ["--num-labels", "4"]
+    flags = ["--num_labels", "4"]
     if how != "first rows":
         label_map = tmp_path / "map.json"
         label_map.write_text(json.dumps(rows) if how == "label map" else "\n".join(map(str, rows)))
-        flags = ["--label-map", str(label_map)]
+        flags = ["--label_map", str(label_map)]
     source = str(GOLDEN / "fluxvit_tiny_checkpoint.pth")
     assert main([source, str(tmp_path / "out"), *TINY_FLAGS, *flags, "--labels", str(names)]) == 0
     model = FluxViTForVideoClassification.from_pretrained(tmp_path / "out")
@@ -339,9 +339,9 @@ def test_nan_weights(fluxvit_weights, tmp_path):
 
 
 def test_choices_that_are_needed_or_impossible(fluxvit_weights, tmp_path):
-    refuse(fluxvit_weights, tmp_path, "--num-attention-heads", ConfigChoices())
-    refuse(fluxvit_weights, tmp_path, r"--position-frames, one of 2 \(2x8x8\), 8", ConfigChoices(num_attention_heads=3))
-    refuse(fluxvit_weights, tmp_path, "--position-frames 3", ConfigChoices(num_attention_heads=3, position_frames=3))
+    refuse(fluxvit_weights, tmp_path, "--num_attention_heads", ConfigChoices())
+    refuse(fluxvit_weights, tmp_path, r"--position_frames, one of 2 \(2x8x8\), 8", ConfigChoices(num_attention_heads=3))
+    refuse(fluxvit_weights, tmp_path, "--position_frames 3", ConfigChoices(num_attention_heads=3, position_frames=3))
     wrong = ConfigChoices(num_attention_heads=5, num_pooling_heads=4, position_frames=8)
     refuse(fluxvit_weights, tmp_path, "num_attention_heads.*5", wrong)
     budgets = ConfigChoices(num_attention_heads=3, num_pooling_heads=4, position_frames=8, token_budgets=[128, 64])

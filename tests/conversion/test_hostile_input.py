@@ -18,7 +18,7 @@ from conversion.checkpoint_reader import read_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
 CHECKPOINT = GOLDEN / "internvideo2_tiny_checkpoint.pth"
-FLAGS = ["--num-attention-heads", "3", "--num-pooling-heads", "4", "--position-frames", "8"]
+FLAGS = ["--num_attention_heads", "3", "--num_pooling_heads", "4", "--position_frames", "8"]
 COMMANDS = {"convert_to_hf": convert_to_hf.main, "init_from_internvideo2": init_from_internvideo2.main}
 HUGE = 10**15
 
@@ -352,11 +352,11 @@ def test_label_files_that_are_none(tmp_path, refused, content, reason):
 )
 def test_label_maps_that_are_none(tmp_path, refused, content, reason):
     (tmp_path / "rows").write_bytes(content)
-    refused(CHECKPOINT, reason, "--label-map", str(tmp_path / "rows"))
+    refused(CHECKPOINT, reason, "--label_map", str(tmp_path / "rows"))
 
 
 def test_more_labels_than_anyone_has(refused):
-    refused(CHECKPOINT, "are not among the 7", "--num-labels", "100000")
+    refused(CHECKPOINT, "are not among the 7", "--num_labels", "100000")
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).parents[2]
 GOLDEN = REPOSITORY / "tests" / "fixtures" / "golden"
 CHECKPOINT = GOLDEN / "internvideo2_tiny_checkpoint.pth"
 TINY = ConfigChoices(num_attention_heads=3, num_pooling_heads=4, position_frames=8)
-TINY_FLAGS = ["--num-attention-heads", "3", "--num-pooling-heads", "4", "--position-frames", "8"]
+TINY_FLAGS = ["--num_attention_heads", "3", "--num_pooling_heads", "4", "--position_frames", "8"]
 PLAIN = StartChoices(dual_patch_norm=False)
 EVERYTHING = 10**6
 
@@ -176,7 +176,7 @@ def test_a_checkpoint_without_classifier_can_get_a_new_one(weights, tmp_path):
     torch.save(encoder, tmp_path / "encoder.bin")
     (tmp_path / "labels.txt").write_text("up\ndown\nleft\n")
     flags = [str(tmp_path / "encoder.bin"), str(tmp_path / "start"), *TINY_FLAGS]
-    assert main([*flags, "--new-classifier", "3", "--labels", str(tmp_path / "labels.txt")]) == 0
+    assert main([*flags, "--new_classifier", "3", "--labels", str(tmp_path / "labels.txt")]) == 0
     model, loading = FluxViTForVideoClassification.from_pretrained(tmp_path / "start", output_loading_info=True)
     assert not loading["missing_keys"] and not loading["unexpected_keys"]
     assert list(model.config.id2label.values()) == ["up", "down", "left"]
@@ -204,8 +204,8 @@ def test_a_start_without_classifier_is_what_training_loads(weights, tmp_path):
 
 
 def test_flags(tmp_path, capsys):
-    flags = [*TINY_FLAGS, "--num-labels", "4", "--position-grid", "6", "5", "5", "--token-budgets", "40", "20"]
-    flags += ["--token-budget", "30", "--num-frames", "12", "--image-size", "84", "--hidden-act", "gelu", "--seed", "1"]
+    flags = [*TINY_FLAGS, "--num_labels", "4", "--position_grid", "6", "5", "5", "--token_budgets", "40", "20"]
+    flags += ["--token_budget", "30", "--num_frames", "12", "--image_size", "84", "--hidden_act", "gelu", "--seed", "1"]
     assert main([str(CHECKPOINT), str(tmp_path / "start"), *flags]) == 0
     config = FluxViTConfig.from_pretrained(tmp_path / "start")
     assert (config.num_labels, config.position_embedding_grid, config.hidden_act) == (4, [6, 5, 5], "gelu")
@@ -254,7 +254,7 @@ def test_what_does_not_fit_is_refused(weights, tmp_path):
     refuse(encoder, tmp_path, "no classifier", label_rows=[0], error=ConversionError)
     refuse(weights, tmp_path, "7 labels", start=StartChoices(num_labels=9))
     refuse(encoder, tmp_path, "num_labels.*0", start=StartChoices(num_labels=0))
-    refuse(weights, tmp_path, r"--position-grid.*\[8, 0, 4\]", start=StartChoices(position_grid=[8, 0, 4]))
+    refuse(weights, tmp_path, r"--position_grid.*\[8, 0, 4\]", start=StartChoices(position_grid=[8, 0, 4]))
     lacking = {name: tensor for name, tensor in weights.items() if name not in ("head.bias", "blocks.1.ls1.gamma")}
     refuse(lacking, tmp_path, r"(?s)4 keys.*classifiers\.2\.bias.*layer\.1", error=ConversionError)
     refuse({**weights, "blocks.0.x": torch.ones(1)}, tmp_path, "unexpected.*blocks.0.x", error=ConversionError)

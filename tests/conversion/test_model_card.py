@@ -158,8 +158,8 @@ def test_snippets_are_python(measured):
     [
         ({"license": None}, "the checkpoint states no license: say which with --license"),
         ({"license": "Apache 2.0"}, "got 'Apache 2.0'"),
-        ({"license": "other"}, "needs --license-name and --license-link"),
-        ({"license": "other", "license_name": "mine"}, "needs --license-name and --license-link"),
+        ({"license": "other"}, "needs --license_name and --license_link"),
+        ({"license": "other", "license_name": "mine"}, "needs --license_name and --license_link"),
     ],
 )
 def test_a_license_is_never_invented(measured, facts, message):

@@ -17,19 +17,9 @@ from video_files import encode
 from conversion.convert_to_hf import convert
 from conversion.infer_config import ConfigChoices
 from conversion.model_card import MARK, CardFacts
-from conversion.push_to_hub import (
-    PushError,
-    Remote,
-    Target,
-    check_tag,
-    find_changes,
-    main,
-    run_alone,
-    stage,
-    verify_checkpoint,
-    write_card,
-)
+from conversion.push_to_hub import Remote, Target, check_tag, find_changes, main
 from conversion.saving import sha256
+from conversion.staging import PushError, run_alone, stage, verify_checkpoint, write_card
 from flux_hf import FluxViTConfig, FluxViTForVideoClassification, FluxViTModel, FluxViTVideoProcessor
 
 
@@ -172,7 +162,7 @@ def test_what_arrived_damaged_is_noticed(hub, client, checkpoint, copied):
 
 def test_a_dry_run_lists_and_sends_nothing(hub, client, checkpoint):
     start = len(hub.log)
-    result = client.run("command", str(checkpoint), "tester/dry", "--license", "mit", "--private", "--dry-run")
+    result = client.run("command", str(checkpoint), "tester/dry", "--license", "mit", "--private", "--dry_run")
     assert result.status == 0, result.errors
     assert all(line.startswith("GET ") for line in hub.log[start:])
     size = (checkpoint / "model.safetensors").stat().st_size
@@ -366,7 +356,7 @@ def refused(result, message: str) -> None:
         ("tester/x", {"HF_TOKEN": "hf_wrong"}, "the token is not valid"),
         ("tester/x", {"HF_TOKEN": "hf_read"}, "the token may only read"),
         ("stranger/x", {}, "no permission: tester cannot create repositories of 'stranger'"),
-        ("stranger/public", {}, "no permission to write to stranger/public: --create-pr asks its owner to"),
+        ("stranger/public", {}, "no permission to write to stranger/public: --create_pr asks its owner to"),
         ("tester/clips", {}, "tester/clips is a dataset on the Hub, not a model"),
         ("tester/a/b", {}, "tester/a/b"),
     ],
@@ -384,7 +374,7 @@ def test_refusals_of_the_hub_are_explained(hub, client, checkpoint, repo_id, env
     ("target", "message"),
     [
         ({"repo_id": "tester/open", "private": True}, "exists and is public: --private cannot hide it"),
-        ({"repo_id": "tester/none", "create_pr": True}, "--create-pr needs a repository"),
+        ({"repo_id": "tester/none", "create_pr": True}, "--create_pr needs a repository"),
         ({"repo_id": "tester/open", "revision": "refs/pr/7"}, "tester/open has no refs/pr/7"),
     ],
 )
@@ -534,7 +524,7 @@ def test_the_folders_own_card_is_kept_unless_it_is_to_be_overwritten(copied, tmp
     assert not write_card(copied, target, config, CardFacts("tester/x"), overwrite=False)
     assert (target / "README.md").read_text() == own
     assert not write_card(copied, target, config, CardFacts("tester/x", "cc-by-4.0"), overwrite=False)
-    with pytest.raises(PushError, match="does not say --license, --datasets: --overwrite-card"):
+    with pytest.raises(PushError, match="does not say --license, --datasets: --overwrite_card"):
         write_card(copied, target, config, CardFacts("tester/x", "mit", datasets=["a/b"]), overwrite=False)
     assert write_card(copied, target, config, CardFacts("tester/x"), overwrite=True)
     made = (target / "README.md").read_text()

@@ -1,11 +1,14 @@
 """`training.finetune --push_to_hub` against a Hub on this machine."""
 
+from pathlib import Path
+
 import pytest
 from local_hub import LocalHub
 from training_runs import flags, launch, write_data
 
-from conversion.model_card import CardFacts, make_card
-from conversion.push_to_hub import verify_checkpoint
+from conversion.staging import verify_checkpoint
+from flux_hf.checkpoint_files import SOURCE_FILES
+from training.arguments import parse_arguments
 
 
 @pytest.fixture(scope="module")
@@ -14,8 +17,10 @@ def data(tmp_path_factory):
 
 
 def short_run(data, output_dir) -> list[str]:
-    steps = {"max_train_steps": 2, "checkpointing_steps": 1}
-    return flags(data, output_dir, **steps, push_to_hub=True, hub_model_id="trained", hub_private_repo=True)
+    steps = {"max_train_steps": 2, "checkpointing_steps": 1, "push_to_hub": True, "hub_license": "mit"}
+    return flags(
+        data, output_dir, **steps, push_to_hub=True, hub_model_id="trained", hub_private_repo=True, hub_license="mit"
+    )
 
 
 def test_the_model_is_pushed_in_one_commit_without_the_checkpoints(data, tmp_path):
@@ -25,21 +30,25 @@ def test_the_model_is_pushed_in_one_commit_without_the_checkpoints(data, tmp_pat
     assert repository.private
     assert list(repository.titles.values()) == ["initial commit", "Model fine-tuned with flux-hf"]
     contents = repository.contents()
-    assert {"model.safetensors", "config.json", "video_preprocessor_config.json", "modeling_fluxvit.py"} <= set(
-        contents
-    )
-    assert not [name for name in contents if name.startswith(("checkpoint-", "."))]
-    for name, content in contents.items():
-        assert content == (tmp_path / "out" / name).read_bytes()
+    settings = {"config.json", "video_preprocessor_config.json", "model.safetensors"}
+    assert settings | {"README.md", *SOURCE_FILES} <= set(contents)
+    assert {Path(name).suffix for name in contents} <= {".json", ".safetensors", ".md", ".py", ""}
+    assert not [name for name in contents if "/" in name or name.startswith(("training_", "all_results"))]
+    for name in settings:
+        assert contents[name] == (tmp_path / "out" / name).read_bytes()
+    verify_checkpoint(tmp_path / "out")
+    card = contents["README.md"].decode()
+    assert "license: mit" in card and "| `objective` | multi |" in card and "2 optimiser steps" in card
+    assert str(data) not in card
 
-    model = verify_checkpoint(tmp_path / "out")
-    card = make_card(tmp_path / "out", model.config, CardFacts("tester/trained", "mit"))
-    assert "| `objective` | multi |" in card.text and "2 optimiser steps" in card.text
-    assert str(data) not in card.text
+
+def test_a_push_without_a_license_is_refused_at_once(data, tmp_path):
+    with pytest.raises(ValueError, match="--hub_license"):
+        parse_arguments([word for word in short_run(data, tmp_path) if word not in ("--hub_license", "mit")])
 
 
 def test_a_token_that_may_not_write_stops_the_run_before_the_first_step(data, tmp_path):
     with LocalHub() as hub:
-        with pytest.raises(RuntimeError, match="403 Forbidden"):
+        with pytest.raises(RuntimeError, match="token may only read"):
             launch(short_run(data, tmp_path / "out"), environment=hub.environment(tmp_path / "home", "hf_read"))
     assert not list((tmp_path / "out").glob("checkpoint-*"))
