@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from .data.augment import AUGMENT_PRESETS
+from .data.augment_config import AUGMENT_PRESETS
 from .data.reader import FRAME_TEMPLATE
 from .data.sampling import SAMPLING_PRESETS, SAMPLING_RULES
 

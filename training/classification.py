@@ -28,7 +28,8 @@ from .arguments import (
     SourceArguments,
     ViewArguments,
 )
-from .data.augment import AUGMENT_PRESETS, ClipAugment
+from .data.augment import ClipAugment
+from .data.augment_config import AUGMENT_PRESETS
 from .data.dataset import ClipDataset, collate
 from .data.failures import FailureLog
 from .data.frame_cache import cache_clips

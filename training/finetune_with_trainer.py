@@ -17,7 +17,8 @@ from transformers import EvalPrediction, HfArgumentParser, Trainer, TrainingArgu
 from flux_hf.modeling_fluxvit import FluxViTForVideoClassification
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
-from .data.augment import AUGMENT_PRESETS, ClipAugment
+from .data.augment import ClipAugment
+from .data.augment_config import AUGMENT_PRESETS
 from .data.dataset import ClipDataset
 from .data.sampling import ClipRequest
 from .data.sources import label_names, read_clips

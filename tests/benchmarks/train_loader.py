@@ -21,7 +21,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from training.data import augment
-from training.data.augment import AUGMENT_PRESETS, AugmentConfig, ClipAugment, RandAugment
+from training.data.augment import ClipAugment
+from training.data.augment_config import AUGMENT_PRESETS, AugmentConfig, RandAugment
 from training.data.reader import VideoFile
 
 
@@ -71,18 +72,18 @@ PILLOW_OPS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
 def augment_with_pillow(frames: np.ndarray, seed: int, config: AugmentConfig = CONFIG) -> Tensor:
     """(T, H, W, 3) uint8 to (3, T, S, S) float32."""
     generator = torch.Generator().manual_seed(seed)
-    rng = augment._numpy_generator(generator)  # as ours draws
+    rng = augment.numpy_generator(generator)  # as ours draws
     images = [to_pil_image(frame) for frame in frames]
-    for op in augment._draw_ops(config, RandAugment.parse(config.rand_augment), rng):
+    for op in augment.draw_ops(config, RandAugment.parse(config.rand_augment), rng):
         images = [PILLOW_OPS[op.name](image, op.value) for image in images]
     values = torch.stack([pil_to_tensor(image).float().div_(255) for image in images], dim=1)
     mean, std = (torch.tensor(numbers).view(3, 1, 1, 1) for numbers in (config.mean, config.std))
     values = (values - mean) / std
-    rows, columns = augment._draw_crop(config, tuple(values.shape[-2:]), rng).slices()
+    rows, columns = augment.draw_crop(config, tuple(values.shape[-2:]), rng).slices()
     values = F.interpolate(values[:, :, rows, columns], size=(SIZE, SIZE), mode="bilinear", align_corners=False)
     if rng.random() < config.hflip:
         values = values.flip(-1)
-    box = augment._draw_erasing(config, (SIZE, SIZE), rng)
+    box = augment.draw_erasing(config, (SIZE, SIZE), rng)
     if box is not None:
         rows, columns = box.slices()
         for frame in values.unbind(1):

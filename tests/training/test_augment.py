@@ -9,18 +9,9 @@ from PIL import Image
 
 from flux_hf import FluxViTVideoProcessor
 from flux_hf.video_decoding import decode_video
-from training.data.augment import (
-    AUGMENT_PRESETS,
-    RAND_AUGMENT_OPS,
-    AugmentConfig,
-    ClipAugment,
-    RandAugment,
-    _apply_ops,
-    _draw_crop,
-    _draw_ops,
-    _Op,
-    _Region,
-)
+from training.data.augment import RAND_AUGMENT_OPS, ClipAugment, draw_crop, draw_ops
+from training.data.augment_config import AUGMENT_PRESETS, AugmentConfig, RandAugment
+from training.data.augment_ops import Op, Region, apply_ops
 from training.study.motion_clips import MotionClipConfig, render_motion_clip, write_video
 
 
@@ -55,7 +46,7 @@ def generator(seed=0):
 
 def apply(frames, *ops, box=None, config=RECIPE):
     """`ops` applied to frames (T, 3, H, W): (T, H, W, 3), the whole or a box of it."""
-    return _apply_ops(frames.permute(0, 2, 3, 1), list(ops), box or _Region(0, 0, *frames.shape[-2:]), config)
+    return apply_ops(frames.permute(0, 2, 3, 1), list(ops), box or Region(0, 0, *frames.shape[-2:]), config)
 
 
 def differences(ours, images):
@@ -76,12 +67,12 @@ def test_each_operation_is_pillows(frames, name):
         for sign in (1.0, -1.0):
             value = RAND_AUGMENT_OPS[name](level, sign)
             error = differences(
-                apply(frames, _Op(name, value)), [pillow.PILLOW_OPS[name](image, value) for image in as_images(frames)]
+                apply(frames, Op(name, value)), [pillow.PILLOW_OPS[name](image, value) for image in as_images(frames)]
             )
             # geometry is a sum of sixteen products in float32, and Pillow cuts what comes out to a whole level
             assert error.max() <= (1 if name in GEOMETRIC else 0), (name, value)
             assert (error > 0).mean() < 0.01, (name, value)
-            changed |= bool((apply(frames, _Op(name, value)) != frames.permute(0, 2, 3, 1)).any())
+            changed |= bool((apply(frames, Op(name, value)) != frames.permute(0, 2, 3, 1)).any())
     assert changed
 
 
@@ -96,9 +87,9 @@ def test_bilinear_geometry_and_the_fill_are_pillows(frames, name, value):
         else image.transform((width, height), Image.AFFINE, matrix, Image.BILINEAR, fillcolor=config.fill)
         for image in as_images(frames)
     ]
-    error = differences(apply(frames, _Op(name, value), config=config), images)
+    error = differences(apply(frames, Op(name, value), config=config), images)
     assert error.max() <= 1 and (error > 0).mean() < 0.02
-    bicubic = apply(frames, _Op(name, value), config=replace(config, interpolation="bicubic"))
+    bicubic = apply(frames, Op(name, value), config=replace(config, interpolation="bicubic"))
     assert differences(bicubic, images).mean() > 0.1  # the two kernels can be told apart
 
 
@@ -108,12 +99,12 @@ def test_flat_and_two_level_frames(frames):
     for name in RAND_AUGMENT_OPS:
         value = RAND_AUGMENT_OPS[name](7.0, 1.0)
         assert (
-            differences(apply(flat, _Op(name, value)), [pillow.PILLOW_OPS[name](as_images(flat)[0], value)]).max() == 0
+            differences(apply(flat, Op(name, value)), [pillow.PILLOW_OPS[name](as_images(flat)[0], value)]).max() == 0
         )
     half = flat.clone()
     half[..., :15] = 10
     for name in ("AutoContrast", "Equalize", "Contrast"):
-        assert differences(apply(half, _Op(name, 1.6)), [pillow.PILLOW_OPS[name](as_images(half)[0], 1.6)]).max() == 0
+        assert differences(apply(half, Op(name, 1.6)), [pillow.PILLOW_OPS[name](as_images(half)[0], 1.6)]).max() == 0
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -123,17 +114,17 @@ def test_a_part_of_the_frame_is_that_part_of_the_whole(frames, seed):
     height, width = frames.shape[-2:]
     for _ in range(8):
         names = rng.choice(list(RAND_AUGMENT_OPS), 4)
-        ops = [_Op(name, RAND_AUGMENT_OPS[name](rng.uniform(1, 10), rng.choice([-1.0, 1.0]))) for name in names]
+        ops = [Op(name, RAND_AUGMENT_OPS[name](rng.uniform(1, 10), rng.choice([-1.0, 1.0]))) for name in names]
         whole = apply(frames, *ops)
         rows, columns = int(rng.integers(1, height + 1)), int(rng.integers(1, width + 1))
         for top, left in ((0, 0), (height - rows, width - columns), ((height - rows) // 2, (width - columns) // 2)):
-            part = apply(frames, *ops, box=_Region(top, left, rows, columns))
+            part = apply(frames, *ops, box=Region(top, left, rows, columns))
             assert torch.equal(part, whole[:, top : top + rows, left : left + columns]), (ops, top, left)
 
 
 def test_tables_of_several_operations_are_those_operations_in_turn(frames):
     names = ["Brightness", "Equalize", "SolarizeAdd", "Contrast", "Posterize", "AutoContrast", "Invert", "Solarize"]
-    ops = [_Op(name, RAND_AUGMENT_OPS[name](5.0, 1.0)) for name in names]
+    ops = [Op(name, RAND_AUGMENT_OPS[name](5.0, 1.0)) for name in names]
     one_by_one = frames
     for op in ops:
         one_by_one = apply(one_by_one, op).permute(0, 3, 1, 2)
@@ -232,9 +223,9 @@ def test_light_keeps_most_of_the_picture_and_its_levels(frames):
     rng = np.random.default_rng(0)
     for _ in range(200):
         assert all(
-            op.name in ("Brightness", "Contrast") and 0.8 <= op.value <= 1.2 for op in _draw_ops(config, None, rng)
+            op.name in ("Brightness", "Contrast") and 0.8 <= op.value <= 1.2 for op in draw_ops(config, None, rng)
         )
-        box = _draw_crop(config, (110, 150), rng)
+        box = draw_crop(config, (110, 150), rng)
         assert box.height * box.width >= 0.55 * 110 * 150
 
 
@@ -245,7 +236,7 @@ def test_light_keeps_most_of_the_picture_and_its_levels(frames):
 def test_operations_are_drawn_as_the_string_says(preset, mean):
     config = AUGMENT_PRESETS[preset]
     policy, rng = RandAugment.parse(config.rand_augment), np.random.default_rng(0)
-    draws = [_draw_ops(config, policy, rng) for _ in range(6000)]
+    draws = [draw_ops(config, policy, rng) for _ in range(6000)]
     counts = {name: sum(op.name == name for ops in draws for op in ops) for name in RAND_AUGMENT_OPS}
     # 4 draws x probability 0.5 / 15 operations = 800 each, standard deviation 28
     assert all(680 < count < 920 for count in counts.values()), counts
@@ -258,15 +249,15 @@ def test_operations_are_drawn_as_the_string_says(preset, mean):
 
 def test_crops_are_drawn_by_area_and_ratio():
     rng = np.random.default_rng(0)
-    boxes = [_draw_crop(RECIPE, (300, 400), rng) for _ in range(3000)]
+    boxes = [draw_crop(RECIPE, (300, 400), rng) for _ in range(3000)]
     areas = np.array([box.height * box.width for box in boxes]) / (300 * 400)
     ratios = np.array([box.width / box.height for box in boxes])
     assert 0.078 < areas.min() < 0.12 and areas.max() > 0.9 and 0.4 < areas.mean() < 0.6
     assert 0.73 < ratios.min() < 0.8 and 1.28 < ratios.max() < 1.36
     assert all(0 <= box.top <= 300 - box.height and 0 <= box.left <= 400 - box.width for box in boxes)
     # nothing fits a strip: the centre, at the widest ratio allowed
-    assert _draw_crop(RECIPE, (9, 900), rng) == _Region(0, 444, 9, 12)
-    assert _draw_crop(RECIPE, (900, 9), rng) == _Region(444, 0, 12, 9)
+    assert draw_crop(RECIPE, (9, 900), rng) == Region(0, 444, 9, 12)
+    assert draw_crop(RECIPE, (900, 9), rng) == Region(444, 0, 12, 9)
 
 
 def test_strings_of_rand_augment():

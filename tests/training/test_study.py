@@ -4,10 +4,26 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
-from training.arguments import FinetuneArguments, check_arguments
+from training.arguments import parse_arguments as parse_finetune
 from training.inference.points import EvalPoint
-from training.study import __main__ as study
+from training.study.__main__ import keep_settings, parse_arguments
+from training.study.design import (
+    BUDGETS,
+    METHODS,
+    NUM_FRAMES,
+    SIZE,
+    TOKENS,
+    merged_recipe,
+    new_model,
+    point_flops,
+    points_of,
+    training_cost,
+)
+from training.study.report import report
+from training.study.runs import call
+from training.study.tasks import hold_out, make_generator_task, make_real_task
 
 
 def rows_of(groups, labels=("hug", "kick"), copies=1):
@@ -21,7 +37,7 @@ def rows_of(groups, labels=("hug", "kick"), copies=1):
 
 def test_whole_groups_are_held_out():
     rows = rows_of([f"seq{number}" for number in range(10)])
-    kept, held_out = study.hold_out(rows, 0.2)
+    kept, held_out = hold_out(rows, 0.2)
     assert sorted(row["path"] for row in kept + held_out) == sorted(row["path"] for row in rows)
     assert len(held_out) == 4
     assert not {row["group"] for row in kept} & {row["group"] for row in held_out}
@@ -36,7 +52,7 @@ def test_whole_groups_are_held_out():
     ],
 )
 def test_every_label_stays_on_both_sides(rows):
-    kept, held_out = study.hold_out(rows, 0.2)
+    kept, held_out = hold_out(rows, 0.2)
     assert len(kept) + len(held_out) == len(rows) and 2 <= len(held_out) <= 6
     for part in (kept, held_out):
         assert {row["label"] for row in part} == {row["label"] for row in rows}
@@ -45,7 +61,7 @@ def test_every_label_stays_on_both_sides(rows):
 def test_a_label_of_one_clip_cannot_be_held_out():
     rows = [*rows_of(["only"], copies=3), {"path": "x", "label": "rare", "group": "only"}]
     with pytest.raises(ValueError, match="'rare'"):
-        study.hold_out(rows, 0.2)
+        hold_out(rows, 0.2)
 
 
 def write_split(folder, rows):
@@ -65,7 +81,7 @@ def test_without_a_validation_split_shapes_are_chosen_on_training_clips_alone(tm
     train = rows_of([f"seq{number}" for number in range(10)])
     test = [{**row, "split": "test"} for row in rows_of(["seq11"])]
     write_split(tmp_path / "set", train + test)
-    task = study.make_real_task(tmp_path / "out", tmp_path / "set", "split.csv")
+    task = make_real_task(tmp_path / "out", tmp_path / "set", "split.csv")
     assert task.name == "real_set" and task.horizontal_flip == 0.5
     tested, chosen_by = set(listed(task.test)), set(listed(task.search))
     assert len(listed(task.train)) == 20
@@ -78,7 +94,7 @@ def test_a_validation_split_is_used_and_sides_are_not_mirrored(tmp_path):
     rows = [{**row, "split": split} for split in ("train", "validation", "test") for row in rows_of([split])]
     rows += [{"path": "x.mp4", "label": "step_2_left", "group": "train", "split": "train"}]
     write_split(tmp_path / "set", rows)
-    task = study.make_real_task(tmp_path / "out", tmp_path / "set", "split.csv")
+    task = make_real_task(tmp_path / "out", tmp_path / "set", "split.csv")
     assert task.search_train is None and task.horizontal_flip == 0.0
     assert [path.rsplit("/")[-1] for path in listed(task.search)] == [row["path"] for row in rows_of(["validation"])]
 
@@ -93,27 +109,28 @@ def test_a_validation_split_is_used_and_sides_are_not_mirrored(tmp_path):
 def test_a_table_that_cannot_work_is_refused(tmp_path, rows, message):
     write_split(tmp_path / "set", rows)
     with pytest.raises(ValueError, match=message):
-        study.make_real_task(tmp_path / "out", tmp_path / "set", "split.csv")
+        make_real_task(tmp_path / "out", tmp_path / "set", "split.csv")
 
 
 @pytest.mark.parametrize("recipe", ["generator", "real"])
-def test_methods_differ_in_objective_and_sampling_alone(recipe):
-    flags = {method: study.merged_recipe(recipe, method) for method in study.METHODS}
+def test_methods_differ_in_objective_and_sampling_alone(recipe, tmp_path):
+    flags = {method: merged_recipe(recipe, method) for method in METHODS}
     own = {"objective", "token_budgets", "sampling", "frames", "sizes", "token_window", "alignment_weight"}
     shared = {method: {k: v for k, v in values.items() if k not in own} for method, values in flags.items()}
     assert shared["fixed"] == shared["single"] == shared["multi"]
     assert shared["fixed_long"] == {**shared["fixed"], "max_train_steps": 2 * shared["fixed"]["max_train_steps"]}
     for values in flags.values():
-        needed = {"output_dir": "out", "config_name": "x", "train_data": "x"}
-        check_arguments(FinetuneArguments(**{**values, **needed}))
-        assert max(values["token_budgets"]) == study.TOKENS
-        assert (values["num_frames"], values["size"]) == (study.NUM_FRAMES, study.SIZE)
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+        needed = ["--output_dir", "out", "--config_name", "x", "--data", "x"]
+        parse_finetune(["--recipe", str(tmp_path / "recipe.yaml"), *needed])
+        assert max(values["token_budgets"]) == TOKENS
+        assert (values["num_frames"], values["size"]) == (NUM_FRAMES, SIZE)
 
 
 def test_points_spend_the_same_tokens_every_way():
-    config = study.new_model().config
-    plan = {budget: (16, 84) for budget in study.BUDGETS}
-    ways = study.points_of(plan)
+    config = new_model().config
+    plan = {budget: (16, 84) for budget in BUDGETS}
+    ways = points_of(plan)
     assert ways["direct"][72] == EvalPoint(8, 84, 72) and ways["to"][36] == EvalPoint(16, 84, 36)
     assert {budget: point.num_frames for budget, point in ways["fewer"].items()} == {144: 8, 72: 4, 36: 2}
     for points in ways.values():
@@ -121,20 +138,20 @@ def test_points_spend_the_same_tokens_every_way():
 
 
 def test_training_costs():
-    cost = {method: study.training_cost("generator", method, 100)["tera_multiply_adds"] for method in study.METHODS}
+    cost = {method: training_cost("generator", method, 100)["tera_multiply_adds"] for method in METHODS}
     assert cost["fixed"] < cost["single"] < cost["multi"]
-    steps = {method: study.training_cost("generator", method, None)["steps"] for method in study.METHODS}
+    steps = {method: training_cost("generator", method, None)["steps"] for method in METHODS}
     assert steps["fixed"] == steps["single"] == steps["multi"] == steps["fixed_long"] / 2
-    model, point = study.new_model(), EvalPoint(8, 84, 144)
-    assert sum(study.point_flops(model, point).values()) == model.flops(8, 84, 144)
-    denser = study.point_flops(model, EvalPoint(16, 84, 144))
-    assert denser["encoder"] == study.point_flops(model, point)["encoder"]
-    assert denser["embedding"] == 2 * study.point_flops(model, point)["embedding"]
+    model, point = new_model(), EvalPoint(8, 84, 144)
+    assert sum(point_flops(model, point).values()) == model.flops(8, 84, 144)
+    denser = point_flops(model, EvalPoint(16, 84, 144))
+    assert denser["encoder"] == point_flops(model, point)["encoder"]
+    assert denser["embedding"] == 2 * point_flops(model, point)["embedding"]
 
 
 def fake_results(shares):
     """Results of two seeds, the second two points better, from (method, way) -> top1 of each budget."""
-    ways = study.points_of({budget: (16, 84) for budget in study.BUDGETS})
+    ways = points_of({budget: (16, 84) for budget in BUDGETS})
     return {
         method: {
             "training": {"steps": 1, "clips": 16, "tera_multiply_adds": 0.1},
@@ -156,7 +173,7 @@ def fake_results(shares):
 @pytest.mark.parametrize(("ours", "holds"), [(0.75, True), (0.65, False)])
 def test_the_report_says_whether_the_claim_holds(tmp_path, ours, holds):
     results = fake_results({("fixed", "direct"): 0.7, ("multi", "to"): ours})
-    text = study.report(tmp_path, {"generator": results}, [0, 1])
+    text = report(tmp_path, {"generator": results}, [0, 1])
     written = json.loads((tmp_path / "results.json").read_text())["generator"]
     quarter = written["claims"][0]
     assert quarter["claim"] == "Flux-Multi + TO at 36 tokens against fixed grid, direct, at 144"
@@ -171,12 +188,12 @@ def test_the_report_says_whether_the_claim_holds(tmp_path, ours, holds):
 
 def test_settings_of_another_study_are_refused(tmp_path):
     def settings(*more):
-        return study.parse_arguments(["--output_dir", str(tmp_path), *more])
+        return parse_arguments(["--output_dir", str(tmp_path), *more])
 
-    study.keep_settings(tmp_path, settings())
-    study.keep_settings(tmp_path, settings("--seeds", "5", "--methods", "multi"))
+    keep_settings(tmp_path, settings())
+    keep_settings(tmp_path, settings("--seeds", "5", "--methods", "multi"))
     with pytest.raises(ValueError, match="max_train_steps"):
-        study.keep_settings(tmp_path, settings("--max_train_steps", "3"))
+        keep_settings(tmp_path, settings("--max_train_steps", "3"))
     with pytest.raises(ValueError, match="seeds"):
         settings("--seeds", "1", "1")
 
@@ -184,13 +201,13 @@ def test_settings_of_another_study_are_refused(tmp_path):
 def test_a_failing_run_says_where_its_log_is(tmp_path):
     log = tmp_path / "run.log"
     with pytest.raises(RuntimeError, match=r"status 2, see .*run\.log(?s:.*)required: output_dir"):
-        study.call(["training.study.motion_clips", "--nonsense"], log, threads=1)
+        call(["training.study.motion_clips", "--nonsense"], log, threads=1)
 
 
 @pytest.mark.slow
 def test_the_whole_study_and_going_on_with_it(tmp_path):
     real = tmp_path / "set"
-    task = study.make_generator_task(tmp_path / "other", (24, 24, 24))  # clips of the right form, as if they were real
+    task = make_generator_task(tmp_path / "other", (24, 24, 24))  # clips of the right form, as if they were real
     rows = []
     for split, listing in (("train", task.train), ("test", task.test)):
         with open(listing, newline="") as file:

@@ -55,7 +55,7 @@ def train(data_dir: Path, model_dir: Path, max_train_steps: int, seed: int) -> N
     command = [sys.executable, "-m", *launch.split(), "-m", "training.finetune"]
     flags = {
         "config_name": config_file,
-        "train_data": data_dir / "train.csv",
+        "data": data_dir / "train.csv",
         "validation_data": data_dir / "val.csv",
         "output_dir": model_dir,
         "frame_cache": data_dir / "frames",
@@ -73,6 +73,7 @@ def train(data_dir: Path, model_dir: Path, max_train_steps: int, seed: int) -> N
         "num_warmup_steps": min(20, max_train_steps),
         "eval_steps": "no",
         "checkpointing_steps": "no",
+        "dataloader_num_workers": 0,
         "logging_steps": 30,
         "seed": seed,
     }

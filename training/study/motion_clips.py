@@ -12,7 +12,6 @@ writes clips/train/*.mp4, clips/val/*.mp4, clips/train.csv and clips/val.csv (co
 """
 
 import argparse
-import csv
 import itertools
 import os
 import zlib
@@ -22,6 +21,8 @@ from pathlib import Path
 import av
 import numpy as np
 from PIL import Image
+
+from flux_hf.checkpoint_files import replacing, write_csv
 
 
 # Direction of travel (x to the right, y down) of straight motions; sense of rotation, as seen, of circular ones.
@@ -208,10 +209,8 @@ def render_motion_clip(config: MotionClipConfig, label: str, rng: np.random.Gene
 
 
 def write_video(path: str | os.PathLike, frames: np.ndarray, frame_rate: int) -> None:
-    """Encodes (T, H, W, 3) uint8 RGB frames as h264 in yuv420p, under a temporary name that is then renamed."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    with av.open(str(temporary), "w") as container:
+    """Encodes (T, H, W, 3) uint8 RGB frames as an mp4 file of h264 in yuv420p."""
+    with replacing(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         # One thread: the bytes must not depend on the number of cores.
         stream = container.add_stream("libx264", rate=frame_rate, options={"crf": "18", "preset": "veryfast"})
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
@@ -219,7 +218,6 @@ def write_video(path: str | os.PathLike, frames: np.ndarray, frame_rate: int) ->
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
-    os.replace(temporary, path)
 
 
 def write_motion_clips(
@@ -248,7 +246,6 @@ def write_motion_clips(
         raise ValueError(f"split must be a plain name such as 'train', got {split!r}")
     config = config or MotionClipConfig()
     directory = Path(directory)
-    (directory / split).mkdir(parents=True, exist_ok=True)
     rows = []
     for index in range(num_clips):
         label = config.labels[index % len(config.labels)]
@@ -256,10 +253,7 @@ def write_motion_clips(
         name = f"{split}/{index:05d}.mp4"
         write_video(directory / name, render_motion_clip(config, label, rng), config.frame_rate)
         rows.append((name, label))
-    temporary = directory / f".{split}.{os.getpid()}.csv"
-    with open(temporary, "w", newline="") as file:
-        csv.writer(file).writerows([("path", "label"), *rows])
-    os.replace(temporary, directory / f"{split}.csv")
+    write_csv(directory / f"{split}.csv", ("path", "label"), rows)
     return [(str(directory / name), label) for name, label in rows]
 
 

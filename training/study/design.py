@@ -1,0 +1,115 @@
+# Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
+"""What the study compares: methods, the model, clips and budgets, the points measured, and what a training costs."""
+
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flux_hf.configuration_fluxvit import FluxViTConfig
+from flux_hf.modeling_fluxvit import FluxViTForVideoClassification
+
+from ..arguments import read_recipe
+from ..data.sampling import ClipShape, FlexibleSampling
+from ..inference.points import EvalPoint
+from .motion_clips import PATTERNS, MotionClipConfig
+
+
+RECIPES = Path(__file__).parent / "recipes"
+METHODS = {
+    "fixed": "fixed grid",
+    "single": "Flux-Single",
+    "multi": "Flux-Multi",
+    "fixed_long": "fixed grid, 2x steps",
+}
+DEFAULT_METHODS = ("fixed", "single", "multi")
+WAYS = {"direct": "direct", "fewer": "fewer frames", "to": "TO"}
+
+# Two frames a patch: a single layer can then see motion. LayerScale and initialisation are for short runs from scratch.
+MODEL_CONFIG = {
+    "hidden_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 384,
+    "num_pooling_heads": 3,
+    "projection_dim": 96,
+    "tubelet_size": 2,
+    "position_embedding_grid": [8, 6, 6],
+    "layer_scale_init_value": 1.0,
+    "initializer_range": 0.08,
+}
+# The class is where the object goes and which pattern it bears; how fast it goes is left open. Of 8 frames the fastest
+# crosses two fifths of the frame between two, of 32 a tenth.
+CLIPS = MotionClipConfig(
+    num_frames=32,
+    path_length=(0.6, 3.2),
+    patterns=PATTERNS[:2],
+    object_radius=(0.13, 0.18),
+    num_still_objects=3,
+    background_contrast=12.0,
+)
+NUM_FRAMES, SIZE = 8, 84
+TOKENS = 144  # of 4 x 6 x 6 patches: the default clip's
+BUDGETS = (TOKENS, TOKENS // 2, TOKENS // 4, TOKENS // 8)
+SEARCH_FRAMES, SEARCH_SIZES = (8, 16, 32), (84, 98)
+
+
+def merged_recipe(recipe: str, method: str) -> dict[str, Any]:
+    """The flags of a run: those of all runs of the kind of data, and over them those of the method."""
+    longer = method == "fixed_long"
+    flags = {
+        **read_recipe(RECIPES / f"{recipe}.yaml"),
+        **read_recipe(RECIPES / f"{'fixed' if longer else method}.yaml"),
+    }
+    return {**flags, "max_train_steps": 2 * flags["max_train_steps"]} if longer else flags
+
+
+def points_of(plan: dict[int, tuple[int, int]]) -> dict[str, dict[int, EvalPoint]]:
+    """What is measured: way of `WAYS` -> budget -> point; fewer frames only where whole tubelets are left."""
+    tubelet = MODEL_CONFIG["tubelet_size"]
+    fewer = {budget: NUM_FRAMES * budget // TOKENS for budget in BUDGETS}
+    return {
+        "direct": {budget: EvalPoint(NUM_FRAMES, SIZE, budget) for budget in BUDGETS},
+        "fewer": {budget: EvalPoint(frames, SIZE, budget) for budget, frames in fewer.items() if frames >= tubelet},
+        "to": {budget: EvalPoint(*plan[budget], budget) for budget in BUDGETS},
+    }
+
+
+def training_cost(recipe: str, method: str, max_train_steps: int | None) -> dict[str, float]:
+    """What a run of a method costs: optimiser steps, clips seen, and 10^12 multiply-adds forward and backward.
+
+    A backward pass counts as two forward ones. All patches of a clip are embedded, once for all budgets.
+    """
+    flags = merged_recipe(recipe, method)
+    model = new_model()
+    if flags["sampling"] == "fixed":
+        shapes = [ClipShape(NUM_FRAMES, SIZE)]
+    else:
+        window = FlexibleSampling(*(tuple(flags[name]) for name in ("frames", "sizes", "token_window")))
+        shapes = window.legal_shapes(model.config.patch_size, model.config.tubelet_size)
+    of_shape = []
+    for shape in shapes:
+        points = [EvalPoint(shape.num_frames, shape.size, budget) for budget in flags["token_budgets"]]
+        dense = point_flops(model, replace(points[0], token_budget=None))
+        of_shape.append(dense["embedding"] + sum(point_flops(model, point)["encoder"] for point in points))
+    steps = max_train_steps or flags["max_train_steps"]
+    clips = steps * flags["per_device_train_batch_size"]
+    return {
+        "steps": steps,
+        "clips": clips,
+        "tera_multiply_adds": round(3 * clips * statistics.mean(of_shape) / 1e12, 2),
+    }
+
+
+def new_model() -> FluxViTForVideoClassification:
+    config = {**MODEL_CONFIG, "token_budgets": [TOKENS], "token_budget": None}
+    return FluxViTForVideoClassification(FluxViTConfig(**config, num_labels=len(CLIPS.labels)))
+
+
+def point_flops(model: FluxViTForVideoClassification, point: EvalPoint) -> dict[str, int]:
+    """Multiply-adds of one view: of embedding every patch, which the selector needs, and of all that comes after."""
+    config = model.config
+    patch = config.num_channels * config.tubelet_size * config.patch_size**2 * config.hidden_size
+    kept, dense = point.kept_tokens(config), point.dense_tokens(config)
+    whole = model.flops(point.num_frames, point.size, point.token_budget or dense)
+    return {"embedding": dense * patch, "encoder": whole - kept * patch}
