@@ -1,6 +1,7 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
 """What augmentation is drawn from: policies, settings, and the presets of the recipes."""
 
+import math
 import re
 from dataclasses import dataclass
 
