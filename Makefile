@@ -2,6 +2,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 OUTPUT ?= demo_output
+# Test files at a time.
+JOBS ?= 2
 
 .PHONY: demo test slow-test lint clean
 
@@ -16,7 +18,7 @@ demo: $(VENV)/installed
 	$(BIN)/python -m training.study.demo --output_dir $(OUTPUT)
 
 test: $(VENV)/installed lint
-	$(BIN)/python -m pytest -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n $(JOBS) --dist loadfile
 
 slow-test: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow

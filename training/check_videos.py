@@ -18,7 +18,7 @@ from flux_hf.checkpoint_files import write_csv
 from .arguments import LoaderArguments, SourceArguments, check_source, flag, parse_groups
 from .data.failures import Failure
 from .data.reader import READ_ERRORS, Clip, FrameFolder, VideoFile, describe_failure, iter_frames
-from .data.sources import list_clips
+from .inference.command import list_clips
 
 
 @dataclass

@@ -36,10 +36,11 @@ from .data.frame_cache import cache_clips
 from .data.mixing import MixConfig, MixupCutmix
 from .data.reader import Clip
 from .data.sampling import SAMPLING_PRESETS, ClipShape, FlexibleSampling, FluxBatchSampler, step_generator
-from .data.sources import label_names, list_clips, open_stream, spread, stream_label_names
+from .data.sources import label_names, open_stream, spread, stream_label_names
 from .data.streaming import StreamingClips
 from .data.targets import ClassTargets, label_targets
 from .engine.loop import Batches
+from .inference.command import list_clips
 from .inference.metrics import evaluate_scores
 from .inference.points import EvalPoint
 from .inference.prediction import predict_clips

@@ -11,7 +11,6 @@ from typing import Any
 
 import datasets
 
-from ..arguments import SourceArguments
 from .reader import FRAME_TEMPLATE, VIDEO_SUFFIXES, Clip, DatasetRow, FrameFolder, Label, VideoFile
 
 
@@ -69,22 +68,6 @@ def read_clips(
         return _folder_clips(path / split if split else path)
     dataset = _load(source, kind, dataset_config, split, streaming=False)
     return _dataset_clips(dataset, str(source), video_column, label_column, labelled)
-
-
-def list_clips(args: SourceArguments, labelled: bool = True) -> list[Clip]:
-    """The clips of the source that a command's flags name. Raises as `read_clips`."""
-    return read_clips(
-        args.dataset_name or args.data,
-        root=args.data_root,
-        split=args.split,
-        dataset_config=args.dataset_config_name,
-        hub=args.dataset_name is not None,
-        frame_template=args.frame_template,
-        video_column=args.video_column,
-        label_column=args.label_column,
-        labelled=labelled,
-        multi_label=args.multi_label,
-    )
 
 
 def spread(clips: Sequence[Clip], limit: int | None) -> list[Clip]:

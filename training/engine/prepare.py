@@ -98,8 +98,7 @@ def build_run(
         optimization: How to train.
         settings: What happens between steps.
         num_sample: Copies of each clip in a batch, which count for the learning rate.
-        fixed: What must not differ when resuming, beside what is known here.
-        not_saved: As in `TrainingState`.
+        fixed, not_saved: As in `TrainingState`, beside what is known here.
 
     Raises:
         ValueError: an epoch with fewer batches than an optimiser step takes.

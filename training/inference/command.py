@@ -19,7 +19,7 @@ from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
 from ..arguments import CheckpointArguments, SourceArguments, ViewArguments
 from ..data.reader import Clip
-from ..data.sources import list_clips, spread
+from ..data.sources import read_clips, spread
 from ..data.targets import MULTI_LABEL
 from .points import EvalPoint
 from .prediction import Predictions, predict_clips
@@ -43,6 +43,22 @@ def load_checkpoint(
     attention = {} if args.attn_implementation is None else {"attn_implementation": args.attn_implementation}
     model = AutoModelForVideoClassification.from_pretrained(name, **hub, **attention)
     return model.eval().requires_grad_(False).to(accelerator.device), AutoVideoProcessor.from_pretrained(name, **hub)
+
+
+def list_clips(args: SourceArguments, labelled: bool = True) -> list[Clip]:
+    """The clips of the source that a command's flags name. Raises as `read_clips`."""
+    return read_clips(
+        args.dataset_name or args.data,
+        root=args.data_root,
+        split=args.split,
+        dataset_config=args.dataset_config_name,
+        hub=args.dataset_name is not None,
+        frame_template=args.frame_template,
+        video_column=args.video_column,
+        label_column=args.label_column,
+        labelled=labelled,
+        multi_label=args.multi_label,
+    )
 
 
 def read_labelled_clips(source: SourceArguments, views: ViewArguments) -> list[Clip]:
