@@ -1,15 +1,20 @@
 """The README's Python blocks, run in order as a reader would, on a checkpoint of their size and a real clip."""
 
+import importlib
 import re
+import shlex
 from pathlib import Path
 
+import pytest
 import torch
 from video_files import encode
 
 from flux_hf import FluxViTConfig, FluxViTForVideoClassification, FluxViTVideoProcessor
 
 
-README = Path(__file__).parents[1] / "README.md"
+REPOSITORY = Path(__file__).parents[1]
+README = REPOSITORY / "README.md"
+READMES = [README, *(REPOSITORY / f"{room}/README.md" for room in ("training", "training/study", "conversion"))]
 
 
 def python_blocks() -> list[str]:
@@ -41,8 +46,43 @@ def test_python_blocks_do_what_their_comments_say(tmp_path, monkeypatch):
     assert checked >= 6
 
 
-def test_no_placeholder_is_left():
-    assert not re.findall(r"^[A-Z]+_[A-Z]+$", README.read_text(), flags=re.MULTILINE)
+def shell_commands() -> list[list[str]]:
+    """The words of each command of ours in the READMEs' shell blocks, from the module on."""
+    blocks = [
+        block for path in READMES for block in re.findall(r"```bash\n(.*?)```", path.read_text(), flags=re.DOTALL)
+    ]
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [line[line.index("-m") + 1 :] for line in words if "-m" in line]
+
+
+@pytest.mark.parametrize("command", shell_commands(), ids=" ".join)
+def test_shell_commands_have_the_flags_they_use(command, capsys):
+    module, *words = command
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module("training.study.__main__" if module == "training.study" else module).main(["--help"])
+    assert stopped.value.code == 0
+    known = set(re.findall(r"--\w+", capsys.readouterr().out))
+    used = {word for word in words if word.startswith("--")}
+    assert used <= known
+
+
+def test_every_command_is_shown():
+    commands = {path.stem for path in (REPOSITORY / "training").glob("*.py") if "__main__" in path.read_text()}
+    shown = {command[0].rpartition(".")[2] for command in shell_commands()}
+    assert commands - {"finetune_with_trainer"} <= shown
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda path: path.parent.name)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        assert target.startswith("http") or (path.parent / target).exists(), target
+
+
+def test_the_top_readme_is_short_and_complete():
+    text = README.read_text()
+    assert len(text.splitlines()) <= 200
+    assert not re.findall(r"^[A-Z]+_[A-Z]+$|@@", text, flags=re.MULTILINE)
 
 
 def test_budget_table_is_what_flops_returns():

@@ -18,9 +18,7 @@ def data(tmp_path_factory):
 
 def short_run(data, output_dir) -> list[str]:
     steps = {"max_train_steps": 2, "checkpointing_steps": 1, "push_to_hub": True, "hub_license": "mit"}
-    return flags(
-        data, output_dir, **steps, push_to_hub=True, hub_model_id="trained", hub_private_repo=True, hub_license="mit"
-    )
+    return flags(data, output_dir, **steps, hub_model_id="trained", hub_private_repo=True)
 
 
 def test_the_model_is_pushed_in_one_commit_without_the_checkpoints(data, tmp_path):

@@ -1,0 +1,95 @@
+"""Files are written whole or not at all, and leave nothing behind."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flux_hf import checkpoint_files as files
+
+
+def test_source_files_are_those_that_import_each_other():
+    package = Path(files.__file__).parent
+    assert all((package / name).is_file() for name in files.SOURCE_FILES)
+    modules = {name.removesuffix(".py") for name in files.SOURCE_FILES}
+    for name in files.SOURCE_FILES:
+        lines = (package / name).read_text(encoding="utf-8").splitlines()
+        imported = {line.split()[1][1:] for line in lines if line.startswith("from .")}
+        assert imported <= modules, f"{name} needs {imported - modules}, which a checkpoint does not hold"
+    for target in files.AUTO_MAP.values():
+        assert target.split(".")[0] in modules
+
+
+def test_a_file_is_replaced_when_the_block_ends(tmp_path):
+    target = tmp_path / "new" / "a.txt"
+    with files.replacing(target) as temporary:
+        temporary.write_text("new")
+        assert not target.exists() and temporary.parent == target.parent and temporary.name.startswith(".")
+    assert target.read_text() == "new"
+    with pytest.raises(RuntimeError, match="mine"), files.replacing(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("mine")
+    assert target.read_text() == "new" and os.listdir(target.parent) == ["a.txt"]
+
+
+def test_a_folder_takes_the_place_of_none(tmp_path):
+    with files.replacing(tmp_path / "folder", durable=True) as temporary:
+        temporary.mkdir()
+        (temporary / "a").write_text("a")
+    assert (tmp_path / "folder" / "a").read_text() == "a"
+    with pytest.raises(OSError), files.replacing(tmp_path / "folder") as temporary:
+        temporary.mkdir()
+    assert os.listdir(tmp_path) == ["folder"] and os.listdir(tmp_path / "folder") == ["a"]
+
+
+def test_what_a_killed_writer_leaves_is_cleared_away(tmp_path):
+    (tmp_path / "a.txt").write_text("old")
+    script = (
+        "import os, signal, sys\nfrom flux_hf.checkpoint_files import replacing\n"
+        "with replacing(sys.argv[1]) as temporary:\n"
+        "    temporary.write_text('half')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path / "a.txt")], cwd=Path(__file__).parents[2])
+    assert killed.returncode == -9
+    assert (tmp_path / "a.txt").read_text() == "old" and len(os.listdir(tmp_path)) == 2
+    (tmp_path / ".run.tmp").mkdir()
+    files.remove_leftovers(tmp_path)
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_json_csv_and_text(tmp_path):
+    files.write_json(tmp_path / "a.json", {"é": [1]})
+    files.write_csv(tmp_path / "a.csv", ("name", "reason"), [("x,y", 'a "b"'), ("ü", 1)])
+    files.write_text(tmp_path / "a.txt", "ü\n")
+    assert json.loads((tmp_path / "a.json").read_text()) == {"é": [1]}
+    with open(tmp_path / "a.csv", newline="", encoding="utf-8") as file:
+        assert list(csv.reader(file)) == [["name", "reason"], ["x,y", 'a "b"'], ["ü", "1"]]
+    assert (tmp_path / "a.txt").read_bytes() == "ü\n".encode()
+    assert sorted(os.listdir(tmp_path)) == ["a.csv", "a.json", "a.txt"]
+
+
+@pytest.mark.parametrize("before", [None, [], ["config.json", "kept.txt"]])
+def test_a_finished_folder_is_published(tmp_path, before, monkeypatch):
+    target, staging, order = tmp_path / "out", tmp_path / ".staging", []
+    if before is not None:
+        target.mkdir()
+        for name in before:
+            (target / name).write_text("old")
+    staging.mkdir()
+    for name in ("a.bin", "config.json", "z.py"):
+        (staging / name).write_text("new")
+    real = os.replace
+    monkeypatch.setattr(os, "replace", lambda source, to: (order.append(Path(source).name), real(source, to)))
+    files.publish(staging, target)
+    assert {path.name: path.read_text() for path in target.iterdir()} == {
+        **{name: "old" for name in before or []},
+        "a.bin": "new",
+        "config.json": "new",
+        "z.py": "new",
+    }
+    assert not staging.exists()
+    assert order == (["a.bin", "z.py", "config.json"] if before else [".staging"])
