@@ -24,11 +24,11 @@ _SEEKABLE_FORMATS = {"mov", "mp4", "matroska", "webm"}
 # Frames equal packets (discarded ones aside) in these codecs, so the packets give the number of frames.
 _ONE_FRAME_A_PACKET = {"h264", "hevc", "vp9", "av1", "libdav1d", "libaom-av1", "mjpeg", "gif", "png", "rawvideo"}
 # Formats in which decord's frames and PyAV's `rgb24` are equal bit for bit. Deep ones are not, nor odd sizes: the two
-# FFmpeg versions upsample chroma differently. 4:4:4 is, except after a seek (see `_OLD_ENCODER`).
+# FFmpeg versions upsample chroma differently.
 _EQUAL_PIXEL_FORMATS = {"yuv420p", "yuvj420p"}
-# FFmpeg works around faults of early x264 builds, known by a note in the first packet alone. decord forgets that note
-# when it seeks.
-_OLD_ENCODER = 68
+# FFmpeg works around faults of early x264 builds, known by a note in the first packet alone: a decoder that starts
+# elsewhere does not. In 4:4:4 builds were at fault for longer.
+_OLD_ENCODER, _OLD_ENCODER_444 = 68, 151
 # FFmpeg's AV_DISPOSITION_ATTACHED_PIC
 _COVER_PICTURE = 0x400
 
@@ -205,6 +205,8 @@ def _group_fault(
         return "its edit list discards frames"  # decord counts them, and repeats the last frame in their place
     if getattr(video.codec_context, "field_order", 0) > 1 or first.interlaced_frame:
         return "interlaced: a packet may be a field"
+    if groups.x264_build < (_OLD_ENCODER_444 if "444" in first.format.name else _OLD_ENCODER):
+        return "an early x264"
     return groups.fault
 
 
@@ -232,6 +234,7 @@ class GroupChecker:
     def __init__(self, codec: str, extradata: bytes | None, seeks_by_dts: bool):
         self.fault = None if codec in ("h264", "hevc") else f"the packets of {codec} do not tell frames"
         self.decord_fault: str | None = None
+        self.x264_build = float("inf")
         self.has_keyframe = False
         self.times: list[int] = []
         self.keys: list[int] = []
@@ -266,8 +269,8 @@ class GroupChecker:
                     return "open groups of pictures"
                 if self._seeks_by_dts and packet.dts <= self._key_pts:
                     self.decord_fault = "keyframes too close to tell apart by time"
-            if self._key_pts is None and _x264_build(packet) < _OLD_ENCODER:
-                return "an early x264"
+            if self._key_pts is None:
+                self.x264_build = _x264_build(packet)
             self._key_pts = packet.pts
         elif packet.pts <= self._key_pts:
             return "open groups of pictures"

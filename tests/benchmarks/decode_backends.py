@@ -11,11 +11,13 @@ is the ratio of two medians of a file's rounds, and a cell the median of these o
 
 import argparse
 import io
+import itertools
 import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 
@@ -72,17 +74,17 @@ def lengthened(path: Path, folder: Path) -> Path:
 
 
 def resized(path: Path, height: int, folder: Path) -> Path:
-    """The file at another height, in H.264 with the encoder's usual groups of 250."""
+    """The first 600 frames at another height, in H.264 with the encoder's usual groups of 250."""
     target = folder / f"{height}p_{path.stem}.mp4"
     with av.open(str(path)) as source, av.open(str(target), "w") as out:
-        frames = source.decode(source.streams.best("video"))
-        first = next(frames)
-        stream = out.add_stream("libx264", rate=source.streams.best("video").average_rate or 25)
-        stream.width, stream.height = round(first.width * height / first.height / 2) * 2, height
-        stream.pix_fmt, stream.options = "yuv420p", {"preset": "veryfast"}
-        for frame in (first, *(frame for _, frame in zip(range(299), frames))):  # noqa: B905
-            frame = frame.reformat(stream.width, stream.height, "yuv420p")
-            frame.pts = None
+        original = source.streams.best("video")
+        width = round(original.width * height / original.height / 2) * 2
+        stream = out.add_stream("libx264", rate=25, options={"preset": "veryfast"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 25)
+        for index, frame in enumerate(itertools.islice(source.decode(original), 600)):
+            frame = frame.reformat(width, height, "yuv420p")
+            frame.pts, frame.time_base = index, Fraction(1, 25)
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
     return target
@@ -103,8 +105,8 @@ def choose_files(data: Path, per_folder: int, made: Path | None) -> list[Path]:
         readable.append(path)
     if made is not None:
         sound = [path for path in readable if plays_with_decord(path)]
-        readable += [lengthened(path, made) for path in sound[:: max(1, len(sound) // 5)][:5]]
-        readable += [resized(sound[len(sound) // 2], height, made) for height in HEIGHTS]
+        long = [lengthened(path, made) for path in sound[:: max(1, len(sound) // 5)][:5]]
+        readable += [*long, *(resized(long[-1], height, made) for height in HEIGHTS)]
     return readable
 
 
