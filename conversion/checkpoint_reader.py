@@ -2,7 +2,6 @@
 """Reads the tensors of a checkpoint file or DeepSpeed folder, without running anything that is in it."""
 
 import argparse
-import json
 import os
 import pathlib
 import re
@@ -14,6 +13,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+from conversion.report import read_json, read_text
 
 
 DEEPSPEED_STATES = "mp_rank_00_model_states.pt"
@@ -47,7 +48,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Tensor]:
     if not path.is_dir():
         return _read_files([path], path)
     folder = _tagged_folder(path)
-    files = _deepspeed_files(folder) or _model_files(folder)
+    files = _deepspeed_files(folder) or model_files(folder)
     if not files:
         raise ValueError(f"{folder} holds neither {DEEPSPEED_STATES} nor model.safetensors nor pytorch_model.bin")
     return _read_files(files, path)
@@ -59,7 +60,7 @@ def read_model_folder(folder: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: as `read_checkpoint`.
     """
-    files = _model_files(folder)
+    files = model_files(folder)
     if not files:
         raise ValueError(f"{folder} holds neither model.safetensors nor pytorch_model.bin")
     return _read_files(files, folder)
@@ -81,7 +82,7 @@ def _tagged_folder(folder: Path) -> Path:
     tag = folder / "latest"
     if not tag.is_file():
         return folder
-    name = _read_text(tag).strip()
+    name = read_text(tag).strip()
     if not _is_plain_name(name) or not (folder / name).is_dir():
         raise ValueError(f"{tag} names {name[:100]!r}, which is not a folder beside it")
     return folder / name
@@ -95,19 +96,22 @@ def _deepspeed_files(folder: Path) -> list[Path]:
     return ranks
 
 
-def _model_files(folder: Path) -> list[Path]:
-    """The files that hold the weights in a (sharded) Hugging Face style folder; none where it is not one."""
-    for index_name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
-        if (folder / index_name).is_file():
-            return [folder / name for name in sorted(_shard_names(folder / index_name))]
-    return [folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()][:1]
+def model_files(folder: Path) -> list[Path]:
+    """The file or shards that hold the weights in a folder of `save_pretrained`; none where it is not one.
+
+    Raises:
+        ValueError: an index that is damaged, or names shards that are not there, or elsewhere.
+    """
+    for name in ("model.safetensors", "pytorch_model.bin"):  # in the order in which transformers looks
+        if (folder / name).is_file():
+            return [folder / name]
+        if (folder / f"{name}.index.json").is_file():
+            return [folder / shard for shard in sorted(_shard_names(folder / f"{name}.index.json"))]
+    return []
 
 
 def _shard_names(index: Path) -> set[str]:
-    try:
-        content = json.loads(_read_text(index))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{index} is not JSON: {error}") from error
+    content = read_json(index)
     shards = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
         raise ValueError(f"{index} has no weight_map of tensor names to file names")
@@ -123,13 +127,6 @@ def _shard_names(index: Path) -> set[str]:
 def _is_plain_name(name: str) -> bool:
     """Whether a name found in a file means something in the folder of that file, and nothing elsewhere."""
     return 0 < len(name) < 256 and name not in (".", "..") and not set(name) & set("/\\\0")
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8: {error}") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

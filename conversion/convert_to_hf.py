@@ -13,6 +13,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,12 +23,30 @@ from conversion.checkpoint_reader import read_checkpoint
 from conversion.infer_config import ConfigChoices, infer_config
 from conversion.key_mapping import VISION_PREFIX, reason_to_drop, strip_prefixes, translate_key
 from conversion.labels import read_label_map, read_labels, slice_labels, with_labels
-from conversion.report import ConversionError, KeyReport, shorten
+from conversion.report import ConversionError, KeyReport, run_command, shorten
 from conversion.saving import check_output_directory, save_verified
 from flux_hf import FluxViTConfig, FluxViTForVideoClassification, FluxViTModel, FluxViTPreTrainedModel
 
 
 WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def read_official(
+    checkpoint_path: str | os.PathLike,
+    output_directory: str | os.PathLike,
+    label_rows: list[int] | None,
+    report: KeyReport,
+) -> dict[str, Tensor]:
+    """The video encoder's weights by their bare official names, with some rows of its classifiers, or all.
+
+    Raises:
+        ValueError: the checkpoint cannot be read, or the output not be written.
+    """
+    check_output_directory(output_directory)
+    weights = official_vision_weights(read_checkpoint(checkpoint_path), report)
+    if label_rows is not None:
+        slice_labels(weights, label_rows, report)
+    return weights
 
 
 def official_vision_weights(checkpoint: dict[str, Tensor], report: KeyReport) -> dict[str, Tensor]:
@@ -137,10 +156,7 @@ def convert(
         ConversionError: keys that do not fit, with the list. ValueError: anything else wrong with the input.
     """
     report = KeyReport()
-    check_output_directory(output_directory)
-    weights = official_vision_weights(read_checkpoint(checkpoint_path), report)
-    if label_rows is not None:
-        slice_labels(weights, label_rows, report)
+    weights = read_official(checkpoint_path, output_directory, label_rows, report)
     config = infer_config(weights, choices or ConfigChoices(), report.notes)
     has_classifier = any(name.startswith("head.") for name in weights)
     if not has_classifier:
@@ -184,37 +200,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rows.add_argument("--label_map", metavar="FILE", help="keep these rows of the classifiers: JSON list or one a line")
 
 
-def choices_of(options: argparse.Namespace) -> ConfigChoices:
-    """The choices among the parsed arguments: the flags' names are theirs."""
-    return ConfigChoices(**{name: getattr(options, name) for name in ConfigChoices.__dataclass_fields__})
-
-
-def rows_of(options: argparse.Namespace) -> list[int] | None:
-    """The classifier rows that the parsed arguments choose, if they do.
+def chosen(options: argparse.Namespace) -> dict[str, Any]:
+    """What the parsed arguments say of config, labels and classifier rows.
 
     Raises:
-        ValueError: there are none.
+        ValueError: no rows, or a file that holds something else.
     """
+    choices = ConfigChoices(**{name: getattr(options, name) for name in ConfigChoices.__dataclass_fields__})
+    labels = read_labels(options.labels) if options.labels else None
     if options.num_labels is not None and options.num_labels < 1:
         raise ValueError(f"--num_labels must be at least 1, got {options.num_labels}")
-    if options.label_map:
-        return read_label_map(options.label_map)
-    return None if options.num_labels is None else list(range(options.num_labels))
+    rows = None if options.num_labels is None else list(range(options.num_labels))
+    return {
+        "choices": choices,
+        "labels": labels,
+        "label_rows": read_label_map(options.label_map) if options.label_map else rows,
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m conversion.convert_to_hf", description=__doc__.split("\n")[0])
     add_arguments(parser)
     options = parser.parse_args(arguments)
-    try:
-        labels = read_labels(options.labels) if options.labels else None
-        report = convert(options.checkpoint, options.output_directory, choices_of(options), labels, rows_of(options))
-    except (ValueError, OSError) as error:
-        print(f"not converted: {error}", file=sys.stderr)
-        return 1
-    print("\n".join(report.lines()))
-    print(f"saved to {os.path.abspath(options.output_directory)}")
-    return 0
+    return run_command(
+        lambda: convert(options.checkpoint, options.output_directory, **chosen(options)),
+        options.output_directory,
+        "not converted",
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ is noted. The file is read and translated back, and compared, before it is moved
 import argparse
 import os
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ from torch import Tensor
 from conversion.checkpoint_reader import read_checkpoint, read_model_folder
 from conversion.convert_to_hf import check_fit, check_values, empty_model
 from conversion.key_mapping import INDEXED_HEAD, official_key, translate_key
-from conversion.report import ConversionError, KeyReport
+from conversion.report import ConversionError, KeyReport, run_command
 from flux_hf import FluxViTConfig
 from flux_hf.checkpoint_files import replacing
 
@@ -34,25 +33,13 @@ FIXED_FIELDS = {"rms_norm_eps": 1e-6, "layer_norm_eps": 1e-5, "tubelet_size": 1,
 OFFICIAL_ACTIVATIONS = ("gelu_pytorch_tanh", "gelu")
 
 
-@dataclass
-class ExportReport:
-    """converted: our name -> official name. notes: what the official code has to be told, or does not get."""
-
-    converted: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    def lines(self) -> list[str]:
-        """The report as printed."""
-        return [f"converted {len(self.converted)} keys", *(f"  note: {note}" for note in self.notes)]
-
-
-def export(checkpoint_directory: str | os.PathLike, output_path: str | os.PathLike) -> ExportReport:
+def export(checkpoint_directory: str | os.PathLike, output_path: str | os.PathLike) -> KeyReport:
     """Converts a checkpoint folder and writes the result to `output_path`, replacing a file that is there.
 
     Raises:
         ConversionError: the official code cannot hold the model. ValueError: anything else wrong with the input.
     """
-    output, report = Path(output_path), ExportReport()
+    output, report = Path(output_path), KeyReport()
     if output.suffix not in SUFFIXES or output.is_dir():
         raise ValueError(f"OUT must be a file ending in one of {', '.join(SUFFIXES)}, got {output}")
     config, state_dict = load_whole(Path(checkpoint_directory))
@@ -110,9 +97,7 @@ def check_official(config: FluxViTConfig) -> None:
         raise ConversionError("\n  ".join(["the official code cannot hold this model:", *problems]))
 
 
-def official_state_dict(
-    state_dict: dict[str, Tensor], config: FluxViTConfig, report: ExportReport
-) -> dict[str, Tensor]:
+def official_state_dict(state_dict: dict[str, Tensor], config: FluxViTConfig, report: KeyReport) -> dict[str, Tensor]:
     """A task model's weights by their official names and in their official layouts.
 
     Raises:
@@ -155,7 +140,7 @@ def _silent_encodings(weights: dict[str, Tensor], config: FluxViTConfig) -> dict
     return encodings
 
 
-def describe(config: FluxViTConfig, report: ExportReport) -> None:
+def describe(config: FluxViTConfig, report: KeyReport) -> None:
     """Notes the official constructor's values, and what of the model is not in the weights."""
     fluxvit, notes = is_fluxvit(config), report.notes
     frames, side, _ = config.position_embedding_grid
@@ -193,9 +178,7 @@ def describe(config: FluxViTConfig, report: ExportReport) -> None:
         notes.append(f"not part of the file: the names of the {config.num_labels} labels")
 
 
-def _write_verified(
-    weights: dict[str, Tensor], state_dict: dict[str, Tensor], report: ExportReport, output: Path
-) -> None:
+def _write_verified(weights: dict[str, Tensor], state_dict: dict[str, Tensor], report: KeyReport, output: Path) -> None:
     """Writes a temporary file beside `output`, reads it again, compares, and only then moves it into place.
 
     Raises:
@@ -228,14 +211,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("checkpoint", help="folder with config.json and weights")
     parser.add_argument("output", metavar="OUT.pth")
     options = parser.parse_args(arguments)
-    try:
-        report = export(options.checkpoint, options.output)
-    except (ValueError, OSError) as error:
-        print(f"not converted: {error}", file=sys.stderr)
-        return 1
-    print("\n".join(report.lines()))
-    print(f"saved to {os.path.abspath(options.output)}")
-    return 0
+    return run_command(lambda: export(options.checkpoint, options.output), options.output, "not converted")
 
 
 if __name__ == "__main__":

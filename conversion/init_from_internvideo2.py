@@ -20,14 +20,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from conversion.checkpoint_reader import read_checkpoint
 from conversion.convert_to_hf import (
     add_arguments,
     check_fit,
-    choices_of,
+    chosen,
     empty_model,
-    official_vision_weights,
-    rows_of,
+    read_official,
     translate_weights,
     without_classifier_parts,
 )
@@ -38,9 +36,9 @@ from conversion.infer_config import (
     count_numbered,
     infer_encoder,
 )
-from conversion.labels import read_labels, slice_labels, with_labels
-from conversion.report import ConversionError, KeyReport, by_value, shorten
-from conversion.saving import check_output_directory, save_verified
+from conversion.labels import with_labels
+from conversion.report import ConversionError, KeyReport, by_value, run_command, shorten
+from conversion.saving import save_verified
 from flux_hf import FluxViTConfig, FluxViTPreTrainedModel
 from flux_hf.configuration_fluxvit import FLUXVIT_SIZES
 from flux_hf.modeling_fluxvit import FluxViTPositionEmbeddings
@@ -123,10 +121,7 @@ def initialize(
         ConversionError: keys that do not fit, with the list. ValueError: anything else wrong with the input.
     """
     choices, start, report = choices or ConfigChoices(), start or StartChoices(), StartReport()
-    check_output_directory(output_directory)
-    weights = official_vision_weights(read_checkpoint(checkpoint_path), report)
-    if label_rows is not None:
-        slice_labels(weights, label_rows, report)
+    weights = read_official(checkpoint_path, output_directory, label_rows, report)
     source = infer_encoder(weights, choices, report.notes)
     if source["use_glpe"] or source["use_dual_patch_norm"] or count_numbered(weights, "clip_projector."):
         raise ValueError("the checkpoint is a FluxViT already: use conversion.convert_to_hf")
@@ -266,17 +261,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     start = StartChoices(options.dual_patch_norm, options.position_grid, options.new_classifier, options.seed)
-    try:
-        labels = read_labels(options.labels) if options.labels else None
-        report = initialize(
-            options.checkpoint, options.output_directory, choices_of(options), start, labels, rows_of(options)
-        )
-    except (ValueError, OSError) as error:
-        print(f"not initialised: {error}", file=sys.stderr)
-        return 1
-    print("\n".join(report.lines()))
-    print(f"saved to {os.path.abspath(options.output_directory)}")
-    return 0
+    return run_command(
+        lambda: initialize(options.checkpoint, options.output_directory, start=start, **chosen(options)),
+        options.output_directory,
+        "not initialised",
+    )
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ DROPPED_KEYS: list[tuple[str, str]] = [
     (r"mae_.*", "decoder of the VideoMAE alignment in pretraining"),
 ]
 VISION_PREFIX = "vision_encoder."
-PREFIXES = ("module.", "backbone.", VISION_PREFIX, "encoder.")
+PREFIXES = re.compile(r"^((module|backbone|vision_encoder|encoder)\.)+")
 
 
 def _pattern(name: str) -> re.Pattern:
@@ -120,11 +120,5 @@ def reason_to_drop(name: str) -> str | None:
 
 
 def strip_prefixes(name: str) -> str:
-    """Removes wrappers' prefixes (`PREFIXES`), however many."""
-    stripped = True
-    while stripped:
-        stripped = False
-        for prefix in PREFIXES:
-            if name.startswith(prefix):
-                name, stripped = name.removeprefix(prefix), True
-    return name
+    """Removes the prefixes of wrappers, however many."""
+    return PREFIXES.sub("", name)

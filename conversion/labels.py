@@ -1,16 +1,14 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
 """Class names and classifier rows: read from files, and applied to a checkpoint."""
 
-import json
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from conversion.report import ConversionError, KeyReport
+from conversion.report import ConversionError, KeyReport, read_json, read_text
 from flux_hf import FluxViTConfig
 
 
@@ -56,36 +54,18 @@ def read_labels(path: str | os.PathLike) -> list[str]:
     Raises:
         ValueError: the file is neither, or its ids are not 0 ... n - 1.
     """
-    text = _read_text(path)
     if Path(path).suffix != ".json":
-        labels = [line.strip() for line in text.splitlines() if line.strip()]
+        labels = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     else:
-        labels = _parse_json(path, text)
+        labels = read_json(path)
         if isinstance(labels, dict):
-            if sorted(labels, key=_as_id) != [str(index) for index in range(len(labels))]:
+            ids = [str(index) for index in range(len(labels))]
+            if set(labels) != set(ids):
                 raise ValueError(f"{path}: the ids must be 0 to {len(labels) - 1}")
-            labels = [labels[str(index)] for index in range(len(labels))]
+            labels = [labels[index] for index in ids]
     if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
         raise ValueError(f"{path}: expected class names, as a JSON list or object or one a line")
     return labels
-
-
-def _read_text(path: str | os.PathLike) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8: {error}") from error
-
-
-def _parse_json(path: str | os.PathLike, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-
-
-def _as_id(key: str) -> int:
-    return int(key) if key.isdecimal() else -1
 
 
 def read_label_map(path: str | os.PathLike) -> list[int]:
@@ -94,10 +74,9 @@ def read_label_map(path: str | os.PathLike) -> list[int]:
     Raises:
         ValueError: the file holds anything else.
     """
-    text = _read_text(path)
+    text = read_text(path)
     try:
-        is_json = text.lstrip().startswith("[")
-        rows = _parse_json(path, text) if is_json else [int(line) for line in text.split()]
+        rows = read_json(path) if text.lstrip().startswith("[") else [int(line) for line in text.split()]
     except ValueError as error:
         raise ValueError(f"{path}: expected row numbers, as a JSON list or one a line ({error})") from error
     if not rows or not all(isinstance(row, int) and not isinstance(row, bool) for row in rows):

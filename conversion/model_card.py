@@ -9,7 +9,6 @@ all a license.
 """
 
 import argparse
-import json
 import math
 import os
 import re
@@ -22,6 +21,7 @@ import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from conversion.report import read_object
 from conversion.saving import REPORT_NAME
 from flux_hf import FluxViTConfig, FluxViTForVideoClassification
 
@@ -84,17 +84,6 @@ class CardFacts:
     eval_dataset: str | None = None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises ValueError naming the file where it is something else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, not a {type(content).__name__}")
-    return content
-
-
 def parse_card(text: str, name: str) -> ModelCard:
     """A card whose metadata can be read, and are the same when written and read again.
 
@@ -149,7 +138,7 @@ def read_metrics(path: str | os.PathLike, model: FluxViTForVideoClassification) 
     Raises:
         ValueError: it is not such a file, or its points cost other than this model's.
     """
-    metrics = read_json(Path(path))
+    metrics = read_object(Path(path))
     points = metrics.get("points")
     if not isinstance(points, list) or not points or not {"data", "views"} <= metrics.keys():
         raise ValueError(f"{path} is not a metrics.json of training.evaluate: it has no points, data or views")
@@ -279,9 +268,17 @@ def budget_table(config: FluxViTConfig, model: FluxViTForVideoClassification, me
 
 
 def usage(config: FluxViTConfig, repo_id: str, classifies: bool) -> str:
-    least = config.token_budgets[-1]
+    auto_class, results = (
+        "AutoModel",
+        (
+            f"outputs.pooler_output  # (1, {config.projection_dim})\n"
+            f"outputs.last_hidden_state  # (1, 1 + tokens, {config.hidden_size})"
+        ),
+    )
+    simple = ""
     if classifies:
-        return f"""\
+        auto_class, results = "AutoModelForVideoClassification", f"outputs.logits  # (1, {config.num_labels})"
+        simple = f"""\
 ```python
 from transformers import pipeline
 
@@ -291,29 +288,17 @@ classify("clip.mp4", top_k=5)
 
 With a budget of your own:
 
-```python
-import torch
-from transformers import AutoModelForVideoClassification, AutoVideoProcessor
-
-processor = AutoVideoProcessor.from_pretrained("{repo_id}", trust_remote_code=True)
-model = AutoModelForVideoClassification.from_pretrained("{repo_id}", trust_remote_code=True).eval()
-with torch.no_grad():
-    logits = model(**processor("clip.mp4", return_tensors="pt"), token_budget={least}).logits
-```
-
-`trust_remote_code=True` runs the source files beside the weights; where the package flux_hf is imported it is not
-needed."""
+"""
     return f"""\
-```python
+{simple}```python
 import torch
-from transformers import AutoModel, AutoVideoProcessor
+from transformers import {auto_class}, AutoVideoProcessor
 
 processor = AutoVideoProcessor.from_pretrained("{repo_id}", trust_remote_code=True)
-model = AutoModel.from_pretrained("{repo_id}", trust_remote_code=True).eval()
+model = {auto_class}.from_pretrained("{repo_id}", trust_remote_code=True).eval()
 with torch.no_grad():
-    outputs = model(**processor("clip.mp4", return_tensors="pt"), token_budget={least})
-outputs.pooler_output  # (1, {config.projection_dim})
-outputs.last_hidden_state  # (1, 1 + tokens, {config.hidden_size})
+    outputs = model(**processor("clip.mp4", return_tensors="pt"), token_budget={config.token_budgets[-1]})
+{results}
 ```
 
 `trust_remote_code=True` runs the source files beside the weights; where the package flux_hf is imported it is not
@@ -326,17 +311,17 @@ def training_section(checkpoint: Path, facts: CardFacts) -> str:
     if not path.is_file():
         if not (checkpoint / REPORT_NAME).is_file():
             return "Not recorded in the checkpoint."
-        if read_json(checkpoint / REPORT_NAME).get("new"):
+        if read_object(checkpoint / REPORT_NAME).get("new"):
             return "Untrained: the start of a training, initialised from a checkpoint of another model (see Origin)."
         return "Not trained here: weights converted from a checkpoint (see Origin), whose authors say how."
-    recipe = read_json(path)
+    recipe = read_object(path)
     given = {name: recipe.get(name) for name in RECIPE_FIELDS.split()}
     used = {name: value for name, value in given.items() if value is not None and value is not False}
     lines = ["Fine-tuned with flux-hf's `training.finetune`:", "", "| flag | value |", "|---|---|"]
     lines += [f"| `{name}` | {_cell(value)} |" for name, value in used.items()]
     results = checkpoint / "all_results.json"
     if results.is_file():
-        lines += ["", f"{read_json(results)['train_steps']} optimiser steps."]
+        lines += ["", f"{read_object(results)['train_steps']} optimiser steps."]
     return "\n".join(lines)
 
 
@@ -352,7 +337,7 @@ def origin_section(checkpoint: Path) -> str:
             "No conversion: the checkpoint was loaded strictly before it was uploaded, all its weights are finite, and "
             "it gave finite outputs for a clip in a process without flux_hf."
         )
-    report = read_json(path)
+    report = read_object(path)
     verb = "Initialised" if report.get("new") else "Converted"
     return (
         f"{verb} from `{report['source']}`, SHA-256 `{report['source_sha256']}`; the weights written were loaded again "

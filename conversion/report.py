@@ -1,7 +1,13 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
-"""What became of every key of a checkpoint, as printed and as saved beside the result."""
+"""What became of every key of a checkpoint, and what the commands share: reading text, printing reports."""
 
+import json
+import os
+import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 
 MAX_NAMES_SHOWN = 20
@@ -50,3 +56,39 @@ def shorten(names: list[str]) -> str:
     """The first `MAX_NAMES_SHOWN` names in order, and how many more there are."""
     shown = ", ".join(sorted(names)[:MAX_NAMES_SHOWN])
     return shown if len(names) <= MAX_NAMES_SHOWN else f"{shown} and {len(names) - MAX_NAMES_SHOWN} more"
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """A file of UTF-8. Raises ValueError, naming it, for anything else."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: {error}") from error
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """What a JSON file holds. Raises ValueError, naming it, where it is no such file."""
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+
+
+def read_object(path: str | os.PathLike) -> dict[str, Any]:
+    """A JSON object. Raises ValueError, naming the file, where it holds something else."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, not a {type(content).__name__}")
+    return content
+
+
+def run_command(convert: Callable[[], KeyReport], output: str, failed: str) -> int:
+    """Prints what became of the keys and where the result is, or why there is none. Returns the exit status."""
+    try:
+        report = convert()
+    except (ValueError, OSError) as error:
+        print(f"{failed}: {error}", file=sys.stderr)
+        return 1
+    print("\n".join([*report.lines(), f"saved to {os.path.abspath(output)}"]))
+    return 0

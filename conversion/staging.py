@@ -14,7 +14,10 @@ import torch
 from huggingface_hub import get_token
 from safetensors import SafetensorError
 
-from conversion.model_card import CARD_NAME, MARK, CardFacts, is_classifier, make_card, parse_card, read_json
+from conversion.checkpoint_reader import model_files
+from conversion.convert_to_hf import check_values
+from conversion.model_card import CARD_NAME, MARK, CardFacts, is_classifier, make_card, parse_card
+from conversion.report import read_object
 from conversion.saving import REPORT_NAME
 from flux_hf import FluxViTConfig, FluxViTForVideoClassification, FluxViTModel, FluxViTVideoProcessor
 from flux_hf.checkpoint_files import AUTO_MAP, save_source_files
@@ -38,7 +41,7 @@ def verify_checkpoint(checkpoint: Path) -> torch.nn.Module:
     """The model of a folder, strictly loaded.
 
     Raises:
-        PushError: the folder is no checkpoint of ours, its conversion was not verified, its weights do not fit the
+        ValueError: the folder is no checkpoint of ours, its conversion was not verified, its weights do not fit the
             config or are not finite.
     """
     if not (checkpoint / CONFIG_NAME).is_file():
@@ -46,18 +49,16 @@ def verify_checkpoint(checkpoint: Path) -> torch.nn.Module:
     if not (checkpoint / PROCESSOR_NAME).is_file():
         raise PushError(f"{checkpoint} has no video processor: save one there with FluxViTVideoProcessor")
     for name in (CONFIG_NAME, PROCESSOR_NAME):
-        if read_json(checkpoint / name).get("auto_map") != AUTO_MAP:
+        if read_object(checkpoint / name).get("auto_map") != AUTO_MAP:
             raise PushError(f"{checkpoint / name} names other source files than flux_hf's: load it and save it again")
-    if read_json(checkpoint / CONFIG_NAME).get("model_type") != FluxViTConfig.model_type:
+    if read_object(checkpoint / CONFIG_NAME).get("model_type") != FluxViTConfig.model_type:
         raise PushError(f"{checkpoint / 'config.json'} is not a FluxViT's")
-    if not (checkpoint / WEIGHTS).is_file() and not (checkpoint / WEIGHTS_INDEX).is_file():
-        raise PushError(f"{checkpoint} has no {WEIGHTS}: only safetensors are pushed")
+    weight_files(checkpoint)
     report = checkpoint / REPORT_NAME
-    if report.is_file() and read_json(report).get("verified") is not True:
+    if report.is_file() and read_object(report).get("verified") is not True:
         raise PushError(f"{report} says that the conversion was not verified: convert the checkpoint again")
     config = FluxViTConfig.from_pretrained(checkpoint)
     model_class = FluxViTForVideoClassification if is_classifier(config) else FluxViTModel
-    weight_files(checkpoint)
     try:
         model, loading = model_class.from_pretrained(checkpoint, output_loading_info=True, use_safetensors=True)
     except (SafetensorError, RuntimeError) as error:  # not whole, or of other shapes
@@ -65,9 +66,7 @@ def verify_checkpoint(checkpoint: Path) -> torch.nn.Module:
     problems = [f"{kind}: {', '.join(map(str, sorted(keys)))}" for kind, keys in loading.items() if keys]
     if problems:
         raise PushError(f"the weights of {checkpoint} do not fit its config; {'; '.join(problems)}")
-    broken = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise PushError(f"NaN or infinite values in {len(broken)} weights of {checkpoint}: {', '.join(broken[:10])}")
+    check_values(model.state_dict())
     FluxViTVideoProcessor.from_pretrained(checkpoint)
     return model.eval()
 
@@ -94,18 +93,11 @@ def stage(checkpoint: Path, staging: Path, model: torch.nn.Module, max_shard_siz
 
 
 def weight_files(checkpoint: Path) -> list[Path]:
-    """The file of the weights, or the index and the shards it names. Raises PushError for a missing shard."""
-    if (checkpoint / WEIGHTS).is_file():
-        return [checkpoint / WEIGHTS]
-    index = checkpoint / WEIGHTS_INDEX
-    shards = [checkpoint / name for name in sorted(set(read_json(index)["weight_map"].values()))]
-    outside = [path for path in shards if path.parent != checkpoint]
-    if outside:
-        raise PushError(f"{index} names files outside its folder: {', '.join(map(str, outside))}")
-    missing = [path.name for path in shards if not path.is_file()]
-    if missing:
-        raise PushError(f"{index} names shards that are not there: {', '.join(missing)}")
-    return [index, *shards]
+    """The file of the weights, or the index and the shards it names. Raises ValueError where there are none."""
+    files = model_files(checkpoint)
+    if not files or files[0].suffix != ".safetensors":
+        raise PushError(f"{checkpoint} has no {WEIGHTS}: only safetensors are pushed")
+    return files if files == [checkpoint / WEIGHTS] else [checkpoint / WEIGHTS_INDEX, *files]
 
 
 def _link(source: Path, target: Path) -> None:

@@ -132,7 +132,7 @@ class FluxViTConfig(PreTrainedConfig):
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         super().__post_init__(**kwargs)
         self.validate_problem_type()
-        _require(self.num_labels >= 1, "num_labels", self.num_labels, "at least 1")
+        self._require("num_labels", self.num_labels >= 1, "at least 1")
 
     @classmethod
     def small(cls, **overrides) -> "FluxViTConfig":
@@ -185,68 +185,46 @@ class FluxViTConfig(PreTrainedConfig):
         if self.problem_type not in PROBLEM_TYPES:
             raise ValueError(f"problem_type must be one of {PROBLEM_TYPES}, got {self.problem_type!r}")
 
+    def _require(self, field: str, holds: bool, allowed: str) -> None:
+        if not holds:
+            raise ValueError(f"{field} must be {allowed}, got {getattr(self, field)!r}")
+
     def _validate_sizes(self) -> None:
         positive = (
             "hidden_size num_hidden_layers num_attention_heads intermediate_size num_channels patch_size tubelet_size "
             "num_frames num_pooling_heads projection_dim num_token_groups"
         )
         for name in positive.split():
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for heads in ("num_attention_heads", "num_pooling_heads"):
-            value = getattr(self, heads)
-            _require(self.hidden_size % value == 0, heads, value, f"a divisor of hidden_size={self.hidden_size}")
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("num_attention_heads", "num_pooling_heads"):
+            whole = self.hidden_size % getattr(self, name) == 0
+            self._require(name, whole, f"a divisor of hidden_size={self.hidden_size}")
         grid = self.position_embedding_grid
-        _require(
-            len(grid) == 3 and all(_is_count(n) for n in grid), "position_embedding_grid", grid, "three sizes >= 1"
-        )
-        sides = [self.image_size] if isinstance(self.image_size, int) else self.image_size
-        _require(
-            len(sides) == (1 if isinstance(self.image_size, int) else 2)
-            and all(_is_count(n) and n % self.patch_size == 0 for n in sides),
-            "image_size",
-            self.image_size,
-            f"one side, or height and width, each a multiple of patch_size={self.patch_size}",
-        )
-        _require(
-            self.num_frames % self.tubelet_size == 0,
-            "num_frames",
-            self.num_frames,
-            f"a multiple of tubelet_size={self.tubelet_size}",
-        )
-        _require(self.hidden_act in ACT2FN, "hidden_act", self.hidden_act, f"one of {sorted(ACT2FN)}")
+        self._require("position_embedding_grid", len(grid) == 3 and all(map(_is_count, grid)), "three sizes >= 1")
+        patch, tubelet = self.patch_size, self.tubelet_size
+        sides = [self.image_size] * 2 if isinstance(self.image_size, int) else self.image_size
+        whole = len(sides) == 2 and all(_is_count(side) and side % patch == 0 for side in sides)
+        allowed = f"one side, or height and width, each a multiple of patch_size={patch}"
+        self._require("image_size", whole, allowed)
+        self._require("num_frames", self.num_frames % tubelet == 0, f"a multiple of tubelet_size={tubelet}")
+        self._require("hidden_act", self.hidden_act in ACT2FN, f"one of {sorted(ACT2FN)}")
 
     def _validate_rates(self) -> None:
         for name in ("drop_path_rate", "attention_dropout", "classifier_dropout"):
-            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
-        scale = self.layer_scale_init_value
-        _require(math.isfinite(scale), "layer_scale_init_value", scale, "a finite number")
+            self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+        self._require("layer_scale_init_value", math.isfinite(self.layer_scale_init_value), "a finite number")
         for name in ("rms_norm_eps", "layer_norm_eps", "initializer_range"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+            self._require(name, getattr(self, name) > 0, "above 0")
 
     def _validate_budgets(self) -> None:
         budgets = self.token_budgets
-        falling = all(larger > smaller for larger, smaller in zip(budgets, budgets[1:], strict=False))
-        _require(
-            len(budgets) > 0 and all(_is_count(n) for n in budgets) and falling,
-            "token_budgets",
-            budgets,
-            "one or more budgets >= 1, falling (head 0 is the largest)",
-        )
-        _require(
-            self.token_budget is None or self.token_budget >= 1,
-            "token_budget",
-            self.token_budget,
-            "at least 1, or None",
-        )
-        _require(
-            self.token_selection in TOKEN_SELECTORS,
-            "token_selection",
-            self.token_selection,
-            f"one of {list(TOKEN_SELECTORS)}",
-        )
-        for budget, (frames, size) in (self.token_plan or {}).items():
+        legal = len(budgets) > 0 and all(map(_is_count, budgets)) and budgets == sorted(set(budgets), reverse=True)
+        self._require("token_budgets", legal, "one or more budgets >= 1, falling (head 0 is the largest)")
+        self._require("token_budget", self.token_budget is None or self.token_budget >= 1, "at least 1, or None")
+        self._require("token_selection", self.token_selection in TOKEN_SELECTORS, f"one of {list(TOKEN_SELECTORS)}")
+        for frames, size in (self.token_plan or {}).values():
             whole = frames % self.tubelet_size == 0 and size % self.patch_size == 0
-            _require(whole, "token_plan", {budget: [frames, size]}, "frames in whole tubelets, sizes in whole patches")
+            self._require("token_plan", whole, "of frames in whole tubelets and sizes in whole patches")
 
 
 def _is_count(value) -> bool:
@@ -265,14 +243,10 @@ def as_token_plan(plan: Any) -> dict[int, list[int]]:
     for budget, clip in plan.items():
         number = int(budget) if isinstance(budget, str) and budget.isdecimal() else budget
         legal = _is_count(number) and isinstance(clip, (list, tuple)) and len(clip) == 2 and all(map(_is_count, clip))
-        _require(legal, "token_plan", {budget: clip}, "budgets >= 1 mapped to [num_frames, size]")
+        if not legal:
+            raise ValueError(f"token_plan must map budgets >= 1 to [num_frames, size], got {budget}: {clip}")
         checked[number] = list(clip)
     return checked
-
-
-def _require(holds: bool, field: str, value, allowed: str) -> None:
-    if not holds:
-        raise ValueError(f"{field} must be {allowed}, got {value!r}")
 
 
 __all__ = ["FluxViTConfig"]

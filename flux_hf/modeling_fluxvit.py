@@ -330,6 +330,11 @@ def eager_attention_forward(
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
+def _split_heads(states: Tensor, num_heads: int) -> Tensor:
+    """(B, length, D) -> (B, heads, length, D / heads)."""
+    return states.unflatten(2, (num_heads, -1)).transpose(1, 2)
+
+
 class FluxViTAttention(nn.Module):
     """Self-attention; queries and keys normalised over the whole width; the local encoding is added to the values."""
 
@@ -348,10 +353,6 @@ class FluxViTAttention(nn.Module):
         self.local_position_encoding = FluxViTAffine(width) if config.use_glpe else None
         self.out_proj = _residual_linear(width, width, config, layer_index)
 
-    def _split_heads(self, states: Tensor) -> Tensor:
-        """(B, length, D) -> (B, heads, length, head_dim)."""
-        return states.view(*states.shape[:2], self.num_heads, self.head_dim).transpose(1, 2)
-
     def forward(self, hidden_states: Tensor, **kwargs: Unpack[TransformersKwargs]) -> tuple[Tensor, Tensor | None]:
         """(B, 1 + K, D) -> (B, 1 + K, D) and, with eager attention, weights (B, heads, 1 + K, 1 + K)."""
         query, key, value = self.qkv(hidden_states).chunk(3, dim=-1)
@@ -362,9 +363,9 @@ class FluxViTAttention(nn.Module):
         )
         attended, weights = attention(
             self,
-            self._split_heads(query),
-            self._split_heads(key),
-            self._split_heads(value),
+            _split_heads(query, self.num_heads),
+            _split_heads(key, self.num_heads),
+            _split_heads(value, self.num_heads),
             None,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
@@ -482,10 +483,6 @@ class FluxViTAttentionPoolingHead(nn.Module):
         self.v_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, config.projection_dim)
 
-    def _split_heads(self, states: Tensor) -> Tensor:
-        """(B, length, D) -> (B, heads, length, head_dim)."""
-        return states.view(*states.shape[:2], self.num_heads, self.head_dim).transpose(1, 2)
-
     def forward(self, hidden_states: Tensor, **kwargs: Unpack[TransformersKwargs]) -> tuple[Tensor, Tensor | None]:
         """(B, 1 + K, D) -> (B, P) and the query's attention (B, heads, 1, 1 + K) where the implementation has it."""
         query = self.q_proj(self.norm_q(hidden_states.mean(1, keepdim=True)))
@@ -496,9 +493,9 @@ class FluxViTAttentionPoolingHead(nn.Module):
             attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         pooled, weights = attention(
             self,
-            self._split_heads(query),
-            self._split_heads(key),
-            self._split_heads(value),
+            _split_heads(query, self.num_heads),
+            _split_heads(key, self.num_heads),
+            _split_heads(value, self.num_heads),
             None,
             dropout=0.0,
             scaling=self.scaling,

@@ -116,7 +116,9 @@ def decode_unique_frames(
     file = open_source(source)
     stream = probe(file)
     if backend == "decord":
-        chosen = _choose(file, _readable_by_decord(file, stream), indices)
+        if stream.decord_fault is not None:  # it finds frames otherwise than by decoding all, and is wrong then
+            raise file.error(f"decord would not give its exact frames: {stream.decord_fault}")
+        chosen = _choose(file, stream, indices)
         frames = _read_with_decord(file, stream, np.unique(chosen), num_threads)
     elif stream.group_fault is None:
         chosen = _choose(file, stream, indices)
@@ -396,13 +398,6 @@ def _pick(frames: Iterator, wanted: np.ndarray, to_the_end: bool = False) -> tup
 
 
 # decord --------------------------------------------------------------------------------------------------------------
-
-
-def _readable_by_decord(file: MediaFile, stream: Stream) -> Stream:
-    """The stream. Raises VideoDecodeError where decord finds frames otherwise than by decoding all, and is wrong."""
-    if stream.decord_fault is not None:
-        raise file.error(f"decord would not give its exact frames: {stream.decord_fault}")
-    return stream
 
 
 def _read_with_decord(file: MediaFile, stream: Stream, wanted: np.ndarray, num_threads: int) -> torch.Tensor:

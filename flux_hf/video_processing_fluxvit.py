@@ -1,13 +1,10 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
 """FluxViT video processor: decode, sample, resize, crop, normalise; one clip or several views of it.
 
-Three chapters: which frames (`sample_frame_indices`), how they are read (`decode_video`), and the processor. Decoders
-are imported when a file is first read: decord must come after torch, and neither is needed for frames in memory.
+Files are read by `video_decoding`; decoders are imported when the first is, for frames in memory need none.
 """
 
-import io
 import os
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -37,15 +34,6 @@ from .video_transforms import crop_corners, resize, target_size
 logger = logging.get_logger(__name__)
 
 DEFAULT_NUM_FRAMES = 12  # the clip FluxViT is trained around; used where neither the call nor the checkpoint says
-URL_TIMEOUT_SECONDS = 30.0
-
-Source = str | os.PathLike | bytes | bytearray | memoryview | io.IOBase
-IndexSampler = Callable[[VideoMetadata], Sequence[int] | np.ndarray]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The processor
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 class FluxViTVideoProcessorKwargs(VideosKwargs, total=False):

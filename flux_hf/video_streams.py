@@ -242,7 +242,6 @@ class GroupChecker:
         self._codec = codec
         self._extradata = bytes(extradata or b"")
         self._seeks_by_dts = seeks_by_dts
-        self._parameter_sets: set[bytes] = set()
         self._key_pts: int | None = None
         self._last_pts: int | None = None
 

@@ -2,7 +2,6 @@
 """The flags of every command, in groups and named as in the Hugging Face example scripts; recipes that preset them."""
 
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,14 @@ class CheckpointArguments:
     cache_dir: str | None = flag(None, "where Hub downloads are kept")
     attn_implementation: str | None = flag(None, "eager, sdpa, flash_attention_2, ...; by default the library's choice")
 
+    def hub_options(self) -> dict[str, Any]:
+        """Of `from_pretrained`."""
+        return {"revision": self.revision, "cache_dir": self.cache_dir}
+
+    def model_options(self) -> dict[str, Any]:
+        """Of a model's construction."""
+        return {} if self.attn_implementation is None else {"attn_implementation": self.attn_implementation}
+
 
 @dataclass
 class SourceArguments:
@@ -46,6 +53,11 @@ class SourceArguments:
     frame_template: str = flag(FRAME_TEMPLATE, "names of the frames in folders of frames")
     multi_label: bool = flag(False, "several labels a clip ('a|b' in a csv)")
 
+    def set_options(self) -> dict[str, Any]:
+        """Of `read_clips` and `open_stream`: which part and which columns of a set."""
+        names = ("split", "dataset_config_name", "video_column", "label_column")
+        return {"hub": self.dataset_name is not None, **{name: getattr(self, name) for name in names}}
+
 
 @dataclass
 class LoaderArguments:
@@ -58,6 +70,11 @@ class ViewArguments:
     num_crops: int = flag(1, "spatial views of each of them (published: 3)")
     per_device_eval_batch_size: int = flag(8, "views in a forward pass of evaluation")
     max_eval_samples: int | None = flag(None, "evaluate only so many clips, evenly spread over the list")
+
+
+@dataclass
+class InferenceArguments(CheckpointArguments, SourceArguments, LoaderArguments, ViewArguments):
+    """Of a command that measures a checkpoint on labelled clips."""
 
 
 # Of fine-tuning ------------------------------------------------------------------------------------------------------
@@ -199,20 +216,21 @@ GROUPS: tuple[type, ...] = tuple(field.type for field in fields(FinetuneArgument
 # Reading them --------------------------------------------------------------------------------------------------------
 
 
-def parse_groups(
-    groups: Sequence[type], description: str, arguments: list[str] | None = None, **positional: str
-) -> tuple:
-    """The groups of flags of a command, and a namespace of its positional lists (name -> help), if it has some.
+def parse_command(group: type, description: str, arguments: list[str] | None = None, **positional: str) -> Any:
+    """The flags of a command, in one group, and as attributes its positional lists (name -> help), if it has some.
 
     Raises:
         ValueError: naming a flag whose value cannot work.
     """
-    parser = HfArgumentParser(groups, description=description, formatter_class=RawDescriptionHelpFormatter)
+    parser = HfArgumentParser(group, description=description, formatter_class=RawDescriptionHelpFormatter)
     for name, text in positional.items():
         parser.add_argument(name, nargs="+", help=text)
-    parsed = parser.parse_args_into_dataclasses(arguments)
-    check_values({name: value for group in parsed for name, value in vars(group).items()})
-    return parsed
+    args, *lists = parser.parse_args_into_dataclasses(arguments)
+    vars(args).update(*map(vars, lists))
+    check_values(vars(args))
+    if isinstance(args, SourceArguments):
+        check_source(args)
+    return args
 
 
 def read_recipe(path: str) -> dict:

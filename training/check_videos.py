@@ -15,14 +15,14 @@ import torch
 
 from flux_hf.checkpoint_files import write_csv
 
-from .arguments import LoaderArguments, SourceArguments, check_source, flag, parse_groups
+from .arguments import LoaderArguments, SourceArguments, flag, parse_command
 from .data.failures import Failure
 from .data.reader import READ_ERRORS, Clip, FrameFolder, VideoFile, describe_failure, iter_frames
 from .inference.command import list_clips
 
 
 @dataclass
-class CheckArguments:
+class CheckArguments(SourceArguments, LoaderArguments):
     output: str | None = flag(None, "csv to write the bad clips to (columns name,reason)")
 
 
@@ -62,13 +62,12 @@ def check_clips(clips: Sequence[Clip], num_workers: int = 2) -> Iterator[tuple[C
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints the bad clips and the counts. Returns the exit status: 0, or 1 if any clip is bad."""
-    source, loader, args = parse_groups((SourceArguments, LoaderArguments, CheckArguments), __doc__, arguments)
-    check_source(source)
-    clips = list_clips(source, labelled=False)
+    args = parse_command(CheckArguments, __doc__, arguments)
+    clips = list_clips(args, labelled=False)
     failures: list[Failure] = []
     total_frames = 0
     width = max(len(clip.name) for clip in clips)
-    for clip, frames, reason in check_clips(clips, loader.dataloader_num_workers):
+    for clip, frames, reason in check_clips(clips, args.dataloader_num_workers):
         total_frames += frames
         if reason is not None:
             failures.append((clip.name, reason))

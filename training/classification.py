@@ -26,7 +26,6 @@ from .arguments import (
     FinetuneArguments,
     SamplingArguments,
     SourceArguments,
-    ViewArguments,
 )
 from .data.augment import ClipAugment
 from .data.augment_config import AUGMENT_PRESETS
@@ -43,7 +42,7 @@ from .engine.loop import Batches
 from .inference.command import list_clips
 from .inference.metrics import evaluate_scores
 from .inference.points import EvalPoint
-from .inference.prediction import predict_clips
+from .inference.prediction import Predictor
 from .model import export_model
 
 
@@ -76,14 +75,7 @@ def read_data(args: DataArguments, max_eval_samples: int | None) -> LabelledData
     if not args.streaming:
         training = spread(list_clips(args), args.max_train_samples)
         return LabelledData(training, held_out, label_names(training))
-    stream = open_stream(
-        args.dataset_name,
-        args.split,
-        dataset_config=args.dataset_config_name,
-        hub=True,
-        video_column=args.video_column,
-        label_column=args.label_column,
-    )
+    stream = open_stream(args.dataset_name, **args.set_options())
     labels = stream_label_names(stream)
     if labels is None:
         raise ValueError(f"--streaming needs a label column of type ClassLabel, {args.dataset_name!r} has none")
@@ -200,15 +192,16 @@ class ClassificationTask:
         """
         if not self.held_out:
             return {}
-        return evaluate_objective(
-            wrapped,
-            self.config,
+        data = self.args.data
+        predict = Predictor(
+            lambda videos, budgets: wrapped(videos, token_budgets=budgets).logits,
             self.processor,
-            self.held_out,
             self.accelerator,
             self.args.views,
-            self.args.data,
+            data.dataloader_num_workers,
+            data.multi_label,
         )
+        return evaluate_budgets(predict, self.held_out, self.config)
 
     def export(self, directory: Path, weights: dict[str, Tensor]) -> None:
         """Writes model and processor."""
@@ -224,31 +217,10 @@ class ClassificationTask:
         self.failures.load_state_dict(state["failures"])
 
 
-def evaluate_objective(
-    wrapped: nn.Module,
-    config: FluxViTConfig,
-    processor: FluxViTVideoProcessor,
-    clips: Sequence[Clip],
-    accelerator: Accelerator,
-    views: ViewArguments,
-    data: DataArguments,
-) -> dict[str, float]:
-    """Metrics of an objective's model, as prepared, on the default clip at each trained budget."""
+def evaluate_budgets(predict: Predictor, clips: Sequence[Clip], config: FluxViTConfig) -> dict[str, float]:
+    """Metrics of the default clip at each trained budget."""
     points = [EvalPoint(config.num_frames, config.image_height_width[0], budget) for budget in config.token_budgets]
-
-    def forward(videos: Tensor, token_budgets: Sequence[int | None]) -> Sequence[Tensor]:
-        return wrapped(videos, token_budgets=token_budgets).logits
-
-    predictions = predict_clips(
-        forward,
-        processor,
-        clips,
-        points,
-        accelerator,
-        views=views,
-        num_workers=data.dataloader_num_workers,
-        multi_label=data.multi_label,
-    )
+    predictions = predict(clips, points)
     for name, reason in predictions.failures:
         logger.warning(f"validation clip {name} left out: {reason}")
     targets = label_targets(clips, config)
@@ -270,7 +242,8 @@ def build_task(
     accelerator: Accelerator,
 ) -> ClassificationTask:
     """The task of the flags, for a model of this config. Raises ValueError for labels that the model does not have."""
-    label_targets(data.held_out, config)  # unknown labels are an error now, not after an epoch
+    if data.held_out:
+        label_targets(data.held_out, config)  # unknown labels are an error now, not after an epoch
     source = data.training if args.data.streaming else cached(data.training, args.data, accelerator)
     augment = build_augmentation(args.augmentation, processor)
     batches = build_batches(args, config, source, augment, accelerator)

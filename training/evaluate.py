@@ -22,25 +22,18 @@ from flux_hf.checkpoint_files import write_csv, write_json
 from flux_hf.protocol import VideoTokenClassifier
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
-from .arguments import (
-    CheckpointArguments,
-    LoaderArguments,
-    SourceArguments,
-    ViewArguments,
-    check_source,
-    flag,
-    parse_groups,
-)
+from .arguments import InferenceArguments, flag, parse_command
 from .data.reader import Clip
+from .data.sources import spread
 from .data.targets import label_targets
-from .inference.command import describe_run, load_checkpoint, read_labelled_clips, run_model
+from .inference.command import describe_run, list_clips, load_checkpoint, model_predictor
 from .inference.points import EvalPoint, resolve_point
-from .inference.prediction import Predictions
+from .inference.prediction import Predictions, Predictor
 from .inference.report import draw_results, point_results, prediction_rows, results_table, write_class_report
 
 
 @dataclass
-class PointArguments:
+class EvaluateArguments(InferenceArguments):
     output_dir: str | None = flag(None, "where the results go (required)")
     points: list[str] | None = flag(None, "FRAMESxSIZE@BUDGET, such as 8x224@2048")
     token_budgets: list[int] | None = flag(None, "at --num_frames and --size")
@@ -50,14 +43,9 @@ class PointArguments:
     per_class: bool = flag(False, "also report every class, and confusion matrices")
 
 
-GROUPS = (CheckpointArguments, SourceArguments, LoaderArguments, ViewArguments, PointArguments)
-
-
-def parse_arguments(arguments: list[str] | None = None) -> tuple:
-    """The groups of flags. Raises ValueError for two ways to give the points, or one that cannot be read."""
-    groups = parse_groups(GROUPS, __doc__, arguments)
-    args = groups[-1]
-    check_source(groups[1])
+def parse_arguments(arguments: list[str] | None = None) -> EvaluateArguments:
+    """The flags. Raises ValueError for two ways to give the points, or one that cannot be read."""
+    args = parse_command(EvaluateArguments, __doc__, arguments)
     if args.output_dir is None:
         raise ValueError("--output_dir must be given")
     clip = [name for name in ("num_frames", "size") if getattr(args, name) is not None]
@@ -70,10 +58,10 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple:
             EvalPoint.parse(text)
         except ValueError as error:
             raise ValueError(f"--points: {error}") from error
-    return groups
+    return args
 
 
-def choose_points(args: PointArguments, config: Any, processor: FluxViTVideoProcessor) -> list[EvalPoint]:
+def choose_points(args: EvaluateArguments, config: Any, processor: FluxViTVideoProcessor) -> list[EvalPoint]:
     """The points that the flags ask for, each once.
 
     Raises:
@@ -101,32 +89,25 @@ def choose_points(args: PointArguments, config: Any, processor: FluxViTVideoProc
 
 
 def evaluate(
-    model: VideoTokenClassifier,
-    processor: FluxViTVideoProcessor,
-    clips: Sequence[Clip],
-    points: Sequence[EvalPoint],
-    accelerator: Accelerator,
-    views: ViewArguments,
-    num_workers: int,
+    model: VideoTokenClassifier, predict: Predictor, clips: Sequence[Clip], points: Sequence[EvalPoint]
 ) -> tuple[list[dict[str, Any]], Predictions, Tensor]:
     """Measures a model (collective). Returns each point's results, the predictions, and the clips' targets."""
     targets = label_targets(clips, model.config)
-    predictions = run_model(model, processor, clips, points, accelerator, views, num_workers)
+    predictions = predict(clips, points)
     return point_results(model, points, predictions, targets), predictions, targets
 
 
 def main(arguments: list[str] | None = None) -> None:
-    checkpoint, source, loader, views, args = parse_arguments(arguments)
+    args = parse_arguments(arguments)
     accelerator = Accelerator()
-    model, processor = load_checkpoint(checkpoint, accelerator)
+    model, processor = load_checkpoint(args, accelerator)
     config, output_dir = model.config, Path(args.output_dir)
     points = choose_points(args, config, processor)
-    clips = read_labelled_clips(source, views)
+    clips = spread(list_clips(args), args.max_eval_samples)
 
     start = time.perf_counter()
-    results, predictions, targets = evaluate(
-        model, processor, clips, points, accelerator, views, loader.dataloader_num_workers
-    )
+    predict = model_predictor(model, processor, accelerator, args, args.dataloader_num_workers)
+    results, predictions, targets = evaluate(model, predict, clips, points)
     seconds = time.perf_counter() - start
     if accelerator.is_main_process:
         columns = ["point", "name", "label", "predicted", "score", "top5", "error"]
@@ -134,10 +115,10 @@ def main(arguments: list[str] | None = None) -> None:
         write_csv(output_dir / "predictions.csv", columns, rows)
         if args.per_class:
             write_class_report(output_dir, points, predictions, targets, config)
-        title = f"{checkpoint.model_name_or_path}, {views.num_clips} x {views.num_crops} views"
+        title = f"{args.model_name_or_path}, {args.num_clips} x {args.num_crops} views"
         draw_results(output_dir / "accuracy_gflops.png", results, title)
         # last: a folder with metrics.json has the rest too
-        run = describe_run(checkpoint, source, views, accelerator, predictions)
+        run = describe_run(args, accelerator, predictions)
         write_json(output_dir / "metrics.json", {**run, "seconds": round(seconds, 1), "points": results})
         print(results_table(results))
     accelerator.wait_for_everyone()

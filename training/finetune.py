@@ -75,9 +75,9 @@ def hub_target(args: FinetuneArguments) -> Target:
     return Target(name, private=args.hub.hub_private_repo, commit_message="Model fine-tuned with flux-hf")
 
 
-def push_model(args: FinetuneArguments) -> None:
+def push_model(args: FinetuneArguments, target: Target) -> None:
     """Verifies the final model and puts it on the Hub in one commit, with code and card."""
-    start, target = args.model.model_name_or_path, hub_target(args)
+    start = args.model.model_name_or_path
     base_model = start if start and "/" in start and not Path(start).exists() else None
     facts = CardFacts(target.repo_id, args.hub.hub_license, base_model=base_model)
     with explained(target.repo_id):
@@ -92,20 +92,20 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     run = prepare(args, accelerator)
     if run.state.progress.step == 0:
         set_seed(args.run.seed, device_specific=True)  # every process drops its own paths
-    if args.hub.push_to_hub and accelerator.is_main_process:
-        with explained(hub_target(args).repo_id):  # a token that may not write is an error now, not after the last step
-            open_hub(hub_target(args), args.hub.hub_token)
+    target = hub_target(args) if args.hub.push_to_hub and accelerator.is_main_process else None
+    if target is not None:
+        with explained(target.repo_id):  # a token that may not write is an error now, not after the last step
+            open_hub(target, args.hub.hub_token)
     if accelerator.log_with:
-        settings = {key: value for key, value in args.flat().items() if isinstance(value, (int, float, str))}
-        accelerator.init_trackers(
-            args.run.run_name, {key: value for key, value in settings.items() if key != "hub_token"}
-        )
+        flags = {**args.flat(), "hub_token": None}
+        plain = {name: value for name, value in flags.items() if isinstance(value, (int, float, str))}
+        accelerator.init_trackers(args.run.run_name, plain)
     budgets = args.objective.token_budgets or run.task.config.token_budgets
     logger.info(f"{run.total_steps} steps, {run.steps_per_epoch} an epoch; budgets {budgets}")
     train(run)
     results = publish_results(run, run.task)
-    if args.hub.push_to_hub and accelerator.is_main_process:
-        push_model(args)
+    if target is not None:
+        push_model(args, target)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return results

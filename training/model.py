@@ -39,7 +39,7 @@ def build_model(
     else:
         given = json.loads(Path(args.config_name).read_text(encoding="utf-8"))
         fields = {**given, **changes, **_label_fields(labels), **_budget_fields(objective, given)}
-        model = FluxViTForVideoClassification._from_config(FluxViTConfig(**fields), **_attention(args))
+        model = FluxViTForVideoClassification._from_config(FluxViTConfig(**fields), **args.model_options())
     model = model.with_token_budgets(_wanted_budgets(objective, model.config))
     config = model.config
     height, width = config.image_height_width
@@ -47,13 +47,13 @@ def build_model(
         raise ValueError(f"clips must be square: give --size, the model's image_size is {config.image_size}")
     settings = {"num_frames": config.num_frames, "size": {"shortest_edge": height}, "patch_size": config.patch_size}
     if args.model_name_or_path:
-        settings.update(_hub(args), token_plan=None)
+        settings.update(args.hub_options(), token_plan=None)
         return model, FluxViTVideoProcessor.from_pretrained(args.model_name_or_path, **settings)
     return model, FluxViTVideoProcessor(**settings)
 
 
 def _pretrained_model(args: ModelArguments, labels: list[str], changes: dict) -> FluxViTForVideoClassification:
-    known = FluxViTConfig.from_pretrained(args.model_name_or_path, **_hub(args)).id2label
+    known = FluxViTConfig.from_pretrained(args.model_name_or_path, **args.hub_options()).id2label
     same_labels = set(known.values()) == set(labels)
     if same_labels:
         labels = [known[index] for index in range(len(known))]  # its classifier's order
@@ -63,10 +63,10 @@ def _pretrained_model(args: ModelArguments, labels: list[str], changes: dict) ->
         args.model_name_or_path,
         ignore_mismatched_sizes=True,
         token_plan=None,
-        **_hub(args),
+        **args.hub_options(),
         **changes,
         **_label_fields(labels),
-        **_attention(args),
+        **args.model_options(),
     )
     if not same_labels:
         logger.info(f"new classifiers: the checkpoint's {len(known)} labels are not the data's {len(labels)}")
@@ -74,14 +74,6 @@ def _pretrained_model(args: ModelArguments, labels: list[str], changes: dict) ->
             nn.init.trunc_normal_(classifier.weight, std=model.config.initializer_range)
             nn.init.zeros_(classifier.bias)
     return model
-
-
-def _hub(args: ModelArguments) -> dict[str, str | None]:
-    return {"revision": args.revision, "cache_dir": args.cache_dir}
-
-
-def _attention(args: ModelArguments) -> dict[str, str]:
-    return {} if args.attn_implementation is None else {"attn_implementation": args.attn_implementation}
 
 
 def _label_fields(labels: list[str]) -> dict[str, dict]:

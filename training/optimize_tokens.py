@@ -26,16 +26,9 @@ from flux_hf.checkpoint_files import publish, remove, write_json
 from flux_hf.configuration_fluxvit import FluxViTConfig
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
-from .arguments import (
-    CheckpointArguments,
-    LoaderArguments,
-    SourceArguments,
-    ViewArguments,
-    check_source,
-    flag,
-    parse_groups,
-)
-from .inference.command import describe_run, load_checkpoint, read_labelled_clips
+from .arguments import InferenceArguments, flag, parse_command
+from .data.sources import spread
+from .inference.command import describe_run, list_clips, load_checkpoint, model_predictor
 from .inference.search import FRAMES, PATCHES_A_SIDE, make_grid, search, search_report, search_table
 
 
@@ -49,26 +42,22 @@ PROCESSOR_FILES = (
 
 
 @dataclass
-class SearchArguments:
+class SearchArguments(InferenceArguments):
     token_budgets: list[int] | None = flag(None, "the model's trained ones if not given")
     frames: list[int] | None = flag(None, f"{FRAMES} if not given")
     sizes: list[int] | None = flag(None, f"sides of {PATCHES_A_SIDE} patches if not given")
     output_dir: str | None = flag(None, "write a copy of the checkpoint, with the plan, here")
 
 
-GROUPS = (CheckpointArguments, SourceArguments, LoaderArguments, ViewArguments, SearchArguments)
-
-
-def parse_arguments(arguments: list[str] | None = None) -> tuple:
-    """The groups of flags. Raises ValueError where the plan could not be written in the end."""
-    groups = parse_groups(GROUPS, __doc__, arguments)
-    checkpoint, output_dir = groups[0].model_name_or_path, groups[-1].output_dir
-    check_source(groups[1])
+def parse_arguments(arguments: list[str] | None = None) -> SearchArguments:
+    """The flags. Raises ValueError where the plan could not be written in the end."""
+    args = parse_command(SearchArguments, __doc__, arguments)
+    checkpoint, output_dir = args.model_name_or_path, args.output_dir
     if output_dir is None and not Path(checkpoint or "").is_dir():
         raise ValueError(f"{checkpoint!r} is no folder to write a plan into: give --output_dir")
     if output_dir is not None and Path(output_dir).exists() and any(Path(output_dir).iterdir()):
         raise ValueError(f"--output_dir {output_dir!r} holds files: give a new folder")
-    return groups
+    return args
 
 
 def write_plan(checkpoint: Path, plan: dict[int, list[int]]) -> dict[int, list[int]]:
@@ -125,24 +114,23 @@ def save_results(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    checkpoint, source, loader, views, args = parse_arguments(arguments)
+    args = parse_arguments(arguments)
     accelerator = Accelerator()
-    model, processor = load_checkpoint(checkpoint, accelerator)
+    model, processor = load_checkpoint(args, accelerator)
     budgets = sorted(set(args.token_budgets or model.config.token_budgets), reverse=True)
     grid = make_grid(model.config, args.frames, args.sizes)
-    clips = read_labelled_clips(source, views)
-    searches, predictions = search(
-        model, processor, clips, budgets, grid, accelerator, views, loader.dataloader_num_workers
-    )
+    clips = spread(list_clips(args), args.max_eval_samples)
+    predict = model_predictor(model, processor, accelerator, args, args.dataloader_num_workers)
+    searches, predictions = search(model, predict, clips, budgets, grid)
     if accelerator.is_main_process:
         plan = {found.token_budget: [found.best.num_frames, found.best.size] for found in searches}
         report = {
-            **describe_run(checkpoint, source, views, accelerator, predictions),
+            **describe_run(args, accelerator, predictions),
             "metric": searches[0].metric,
             "budgets": [search_report(found, model) for found in searches],
         }
         output_dir = None if args.output_dir is None else Path(args.output_dir)
-        target = save_results(model, processor, plan, report, checkpoint.model_name_or_path, output_dir)
+        target = save_results(model, processor, plan, report, args.model_name_or_path, output_dir)
         print("\n\n".join(map(search_table, searches)))
         print(f"\nplan written into {target}: {plan}")
     accelerator.wait_for_everyone()

@@ -21,10 +21,10 @@ from accelerate import Accelerator
 
 from flux_hf.checkpoint_files import write_csv
 
-from .arguments import CheckpointArguments, LoaderArguments, ViewArguments, flag, parse_groups
-from .data.reader import VIDEO_SUFFIXES, Clip, VideoFile
-from .data.sources import read_clips, spread
-from .inference.command import load_checkpoint, run_model
+from .arguments import CheckpointArguments, LoaderArguments, ViewArguments, flag, parse_command
+from .data.reader import Clip, VideoFile
+from .data.sources import read_clips, spread, video_files
+from .inference.command import load_checkpoint, model_predictor
 from .inference.points import resolve_point
 from .inference.prediction import Predictions
 
@@ -33,7 +33,7 @@ TABLE_SUFFIXES = (".csv", ".txt", ".tsv")
 
 
 @dataclass
-class PredictArguments:
+class PredictArguments(CheckpointArguments, LoaderArguments, ViewArguments):
     output: str | None = flag(None, "csv with the columns name,rank,label,score,error (required)")
     top_k: int = flag(1, "labels a clip, a row each")
     token_budget: int | None = flag(None, "tokens encoded of a view; the model's if not given")
@@ -41,16 +41,7 @@ class PredictArguments:
     size: int | None = flag(None, "side of a view in pixels")
 
 
-GROUPS = (CheckpointArguments, LoaderArguments, ViewArguments, PredictArguments)
 SOURCES = "folders of clips, csv files with a column path, video files, URLs"
-
-
-def parse_arguments(arguments: list[str] | None = None) -> tuple:
-    """The groups of flags, and the sources. Raises ValueError, naming the flag, where one is missing or illegal."""
-    *groups, positional = parse_groups(GROUPS, __doc__, arguments, sources=SOURCES)
-    if groups[-1].output is None:
-        raise ValueError("--output must be given")
-    return (*groups, positional.sources)
 
 
 def find_clips(sources: Sequence[str]) -> list[Clip]:
@@ -62,7 +53,7 @@ def find_clips(sources: Sequence[str]) -> list[Clip]:
     clips: list[Clip] = []
     for source in sources:
         if os.path.isdir(source):
-            clips += _clips_in_folder(Path(source))
+            clips += [VideoFile(str(path), None, str(path)) for path in video_files(Path(source), "**/*")]
         elif source.lower().endswith(TABLE_SUFFIXES):
             clips += read_clips(source, labelled=False)
         else:
@@ -71,19 +62,6 @@ def find_clips(sources: Sequence[str]) -> list[Clip]:
     if twice:  # in two tables, or a file given twice
         raise ValueError(f"every clip must have a name of its own, got {len(twice)} twice, the first {twice[0]!r}")
     return clips
-
-
-def _clips_in_folder(folder: Path) -> list[Clip]:
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in VIDEO_SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-    if not files:
-        raise ValueError(f"{folder} must hold videos ({' '.join(VIDEO_SUFFIXES)}), it has none")
-    return [VideoFile(str(path), None, str(path)) for path in files]
 
 
 def prediction_rows(clips: Sequence[Clip], predictions: Predictions, config: Any, top_k: int) -> Iterator[list]:
@@ -99,12 +77,14 @@ def prediction_rows(clips: Sequence[Clip], predictions: Predictions, config: Any
 
 
 def main(arguments: list[str] | None = None) -> None:
-    checkpoint, loader, views, args, sources = parse_arguments(arguments)
+    args = parse_command(PredictArguments, __doc__, arguments, sources=SOURCES)
+    if args.output is None:
+        raise ValueError("--output must be given")
     accelerator = Accelerator()
-    model, processor = load_checkpoint(checkpoint, accelerator)
+    model, processor = load_checkpoint(args, accelerator)
     point = resolve_point(model.config, processor, args.num_frames, args.size, args.token_budget)
-    clips = spread(find_clips(sources), views.max_eval_samples)
-    predictions = run_model(model, processor, clips, [point], accelerator, views, loader.dataloader_num_workers)
+    clips = spread(find_clips(args.sources), args.max_eval_samples)
+    predictions = model_predictor(model, processor, accelerator, args, args.dataloader_num_workers)(clips, [point])
     if accelerator.is_main_process:
         rows = prediction_rows(clips, predictions, model.config, args.top_k)
         write_csv(args.output, ["name", "rank", "label", "score", "error"], rows)

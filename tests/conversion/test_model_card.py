@@ -127,7 +127,7 @@ def test_a_start_from_internvideo2_is_said_to_be_untrained(tmp_path):
 
 def test_a_trained_models_recipe_tells_nothing_of_the_machine(measured, tmp_path):
     folder = Path(shutil.copytree(measured / "model", tmp_path / "trained"))
-    recipe = {"objective": "multi", "token_budgets": [16, 8], "learning_rate": 2e-4, "train_data": "/home/me/clips.csv"}
+    recipe = {"objective": "multi", "token_budgets": [16, 8], "learning_rate": 2e-4, "data": "/home/me/clips.csv"}
     (folder / "training_arguments.json").write_text(json.dumps({**recipe, "mixup": 0.0, "hub_token": None}))
     (folder / "all_results.json").write_text(json.dumps({"train_steps": 150}))
     text = card_of(folder).text

@@ -77,20 +77,18 @@ def test_each_operation_is_pillows(frames, name):
 
 
 @pytest.mark.parametrize("name, value", [("Rotate", 17.0), ("ShearX", -0.2), ("TranslateY", 0.317)])
-def test_bilinear_geometry_and_the_fill_are_pillows(frames, name, value):
-    config = replace(RECIPE, interpolation="bilinear", fill=(255, 0, 40))
+def test_geometry_and_the_fill_are_pillows(frames, name, value):
+    config = replace(RECIPE, fill=(255, 0, 40))
     height, width = frames.shape[-2:]
     matrix = {"ShearX": (1, value, 0, 0, 1, 0), "TranslateY": (1, 0, 0, 0, 1, value * height)}.get(name)
     images = [
-        image.rotate(value, Image.BILINEAR, fillcolor=config.fill)
+        image.rotate(value, Image.BICUBIC, fillcolor=config.fill)
         if matrix is None
-        else image.transform((width, height), Image.AFFINE, matrix, Image.BILINEAR, fillcolor=config.fill)
+        else image.transform((width, height), Image.AFFINE, matrix, Image.BICUBIC, fillcolor=config.fill)
         for image in as_images(frames)
     ]
     error = differences(apply(frames, Op(name, value), config=config), images)
     assert error.max() <= 1 and (error > 0).mean() < 0.02
-    bicubic = apply(frames, Op(name, value), config=replace(config, interpolation="bicubic"))
-    assert differences(bicubic, images).mean() > 0.1  # the two kernels can be told apart
 
 
 def test_flat_and_two_level_frames(frames):
@@ -344,7 +342,6 @@ def test_batch_on_a_gpu(frames):
     "changes, message",
     [
         ({"rand_augment": "rand-m7"}, "rand-m7"),
-        ({"interpolation": "nearest"}, "interpolation.*nearest"),
         ({"hflip": 1.5}, "hflip.*1.5"),
         ({"brightness": -0.1}, "brightness.*-0.1"),
         ({"crop_scale": (0.0, 1.0)}, "crop_scale.*0.0"),

@@ -571,15 +571,6 @@ def test_stream_on_several_processes_and_over_its_end(saved_set):
     assert twice[0][:5] != twice[0][5:]
 
 
-def test_stream_with_a_share_for_each_worker(saved_set):
-    clips = stream(saved_set, split_workers=True, num_batches=5)
-    whole = run_stream(clips, num_workers=2)
-    assert [batch["pixel_values_videos"].shape[1] for batch in whole] == [2, 3, 4, 2, 3]
-    assert len(set(shown_clips(whole))) == 10
-    for skip in (1, 2, 3):
-        assert all_same(run_stream(clips, skip=skip, num_workers=2), whole[skip:])
-
-
 def test_workers_that_outlive_an_epoch_see_the_next(saved_set):
     clips = stream(saved_set, num_batches=3)
     loader = DataLoader(clips, batch_size=None, num_workers=1, persistent_workers=True)

@@ -138,7 +138,7 @@ def points_of(checkpoint: Path, *more: str) -> list[str]:
     model, processor = tiny_model(), tiny_processor()
     config = model.config.from_pretrained(checkpoint)
     args = parse_arguments(["--model_name_or_path", str(checkpoint), "--data", "x", "--output_dir", "y", *more])
-    return list(map(str, choose_points(args[-1], config, processor)))
+    return list(map(str, choose_points(args, config, processor)))
 
 
 def test_the_points_that_flags_ask_for(data, tmp_path):

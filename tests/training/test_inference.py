@@ -15,7 +15,7 @@ from training.data.reader import Clip, VideoFile
 from training.data.targets import label_targets
 from training.inference.metrics import accuracy, average_precisions, evaluate_scores, mean_average_precision
 from training.inference.points import EvalPoint, resolve_point
-from training.inference.prediction import predict_clips
+from training.inference.prediction import Predictor
 
 
 POINTS = [EvalPoint(4, 28, 8), EvalPoint(6, 42), EvalPoint(4, 28, 16), EvalPoint(2, 42, 3), EvalPoint(16, 28, 16)]
@@ -60,15 +60,10 @@ def test_scores_are_those_of_each_file_alone(model, accelerator, paths, num_clip
     processor = tiny_processor()
     clips = [VideoFile(str(path), None, str(path)) for path in paths]
     views = {"num_clips": num_clips, "num_crops": num_crops}
-    predictions = predict_clips(
-        forward_of(model),
-        processor,
-        clips,
-        POINTS,
-        accelerator,
-        views_of(**views, batch_size=batch_size),
-        num_workers,
+    predict = Predictor(
+        forward_of(model), processor, accelerator, views_of(**views, batch_size=batch_size), num_workers
     )
+    predictions = predict(clips, POINTS)
     assert predictions.scores.shape == (len(POINTS), len(paths), 6) and predictions.scores.dtype == torch.float32
     assert predictions.failures == [] and predictions.decoded.all()
     for point, scores in zip(POINTS, predictions.scores, strict=True):
@@ -79,7 +74,7 @@ def test_scores_are_those_of_each_file_alone(model, accelerator, paths, num_clip
 def test_a_processor_with_other_habits_still_gives_square_views(model, accelerator, clips, paths):
     """Settings that shape the default clip do not reach the points; those that make pixels into values do."""
     odd = tiny_processor(num_frames=3, num_clips=2, do_sample_frames=True, keep_aspect_ratio=True, image_mean=[0.2] * 3)
-    predictions = predict_clips(forward_of(model), odd, clips, POINTS[:2], accelerator, views_of())
+    predictions = Predictor(forward_of(model), odd, accelerator, views_of())(clips, POINTS[:2])
     plain = tiny_processor(image_mean=[0.2] * 3)
     for point, scores in zip(POINTS[:2], predictions.scores, strict=True):
         expected = [direct_scores(model, plain, path, point) for path in paths]
@@ -89,8 +84,8 @@ def test_a_processor_with_other_habits_still_gives_square_views(model, accelerat
 def test_multi_label_scores_are_sigmoids(model, accelerator, clips, paths):
     processor = tiny_processor()
     views = {"num_clips": 2, "num_crops": 1}
-    predictions = predict_clips(
-        forward_of(model), processor, clips, POINTS[:1], accelerator, views_of(**views), multi_label=True
+    predictions = Predictor(forward_of(model), processor, accelerator, views_of(**views), multi_label=True)(
+        clips, POINTS[:1]
     )
     expected = [direct_scores(model, processor, path, POINTS[0], multi_label=True, **views) for path in paths]
     torch.testing.assert_close(predictions.scores[0], torch.stack(expected), atol=1e-5, rtol=1e-4)
@@ -111,7 +106,7 @@ class CountedClip(Clip):
 
 def test_each_clip_is_read_once_and_each_frame_of_it_once(model, accelerator, clips):
     counted = [CountedClip(clip.name, None, clip) for clip in clips]
-    predict_clips(forward_of(model), tiny_processor(), counted, POINTS, accelerator, views_of(2, 3))
+    Predictor(forward_of(model), tiny_processor(), accelerator, views_of(2, 3))(counted, POINTS)
     wanted = [
         {index for count in (2, 4, 6, 16) for index in sample_frame_indices(total, count, 2).reshape(-1).tolist()}
         for total in FRAME_COUNTS
@@ -127,7 +122,7 @@ def test_views_in_a_forward_pass(model, accelerator, clips):
         return logits_at_budgets(model, values, budgets)
 
     points = [EvalPoint(4, 28, 8), EvalPoint(4, 28, 16), EvalPoint(2, 42, 8)]
-    predict_clips(forward, tiny_processor(), clips, points, accelerator, views_of(2, 3, 4))
+    Predictor(forward, tiny_processor(), accelerator, views_of(2, 3, 4))(clips, points)
     shapes = [shape for shape, _ in seen]
     per_clip = [(4, 4, 3, 28, 28), (2, 4, 3, 28, 28), (4, 2, 3, 42, 42), (2, 2, 3, 42, 42)]
     assert shapes == per_clip * len(clips)
@@ -143,7 +138,7 @@ def test_the_model_gets_the_processors_own_views(accelerator, paths):
         return [torch.zeros(len(values), 2)] * len(budgets)
 
     clip, processor, views = VideoFile("one", None, str(paths[0])), tiny_processor(), {"num_clips": 2, "num_crops": 3}
-    predict_clips(forward, processor, [clip], POINTS, accelerator, views_of(**views, batch_size=6))
+    Predictor(forward, processor, accelerator, views_of(**views, batch_size=6))([clip], POINTS)
     assert len(seen) == 4  # clip shapes; two points differ in the budget alone
     for num_frames, size in {(point.num_frames, point.size) for point in POINTS}:
         expected = processor(paths[0].read_bytes(), num_frames=num_frames, size=size, return_tensors="pt", **views)
@@ -156,10 +151,8 @@ def test_clips_that_cannot_be_read_are_named_and_left_out(model, accelerator, cl
     broken.write_bytes(b"no video at all")
     bad = [VideoFile("bad", None, str(broken)), VideoFile("gone", None, str(tmp_path / "gone.mp4"))]
     mixed = [bad[0], clips[0], bad[1], *clips[1:]]
-    predictions = predict_clips(
-        forward_of(model), tiny_processor(), mixed, POINTS[:2], accelerator, views_of(batch_size=3)
-    )
-    alone = predict_clips(forward_of(model), tiny_processor(), clips, POINTS[:2], accelerator, views_of(batch_size=3))
+    predictions = Predictor(forward_of(model), tiny_processor(), accelerator, views_of(batch_size=3))(mixed, POINTS[:2])
+    alone = Predictor(forward_of(model), tiny_processor(), accelerator, views_of(batch_size=3))(clips, POINTS[:2])
     assert [name for name, _ in predictions.failures] == ["bad", "gone"]
     assert "broken.mp4" in predictions.failures[0][1] and "gone.mp4" in predictions.failures[1][1]
     assert predictions.decoded.tolist() == [False, True, False, *[True] * 5]
@@ -174,12 +167,12 @@ def test_scores_that_are_no_numbers_are_an_error_not_a_failed_clip(accelerator, 
         return [torch.full((len(values), 3), math.nan)]
 
     with pytest.raises(FloatingPointError, match="a/clip.1.mp4"):
-        predict_clips(forward, tiny_processor(), clips[:2], POINTS[:1], accelerator, views_of())
+        Predictor(forward, tiny_processor(), accelerator, views_of())(clips[:2], POINTS[:1])
 
 
 def test_the_global_generators_are_left_alone(model, accelerator, clips):
     before = torch.get_rng_state()
-    predict_clips(forward_of(model), tiny_processor(), clips[:1], POINTS[:1], accelerator, views_of())
+    Predictor(forward_of(model), tiny_processor(), accelerator, views_of())(clips[:1], POINTS[:1])
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -194,9 +187,10 @@ def test_the_global_generators_are_left_alone(model, accelerator, clips):
     ],
 )
 def test_calls_that_cannot_work(model, accelerator, clips, changes, message):
-    arguments = {"clips": clips[:1], "points": POINTS[:1], "accelerator": accelerator, "views": views_of(), **changes}
+    given = {"clips": clips[:1], "points": POINTS[:1], "views": views_of(), **changes}
+    predict = Predictor(forward_of(model), tiny_processor(), accelerator, given.pop("views"))
     with pytest.raises(ValueError, match=message):
-        predict_clips(forward_of(model), tiny_processor(), **arguments)
+        predict(**given)
 
 
 # --- points ----------------------------------------------------------------------------------------------------------
@@ -243,9 +237,12 @@ def test_labels_are_the_models(model):
     config = model.config
     assert label_targets(labelled("class 2", "class 0", "4"), config).tolist() == [2, 0, 4]
     digits = tiny_model(id2label={0: "7", 1: "0", 2: "5"}).config
-    assert label_targets(labelled("0", "7", "5", "1"), digits).tolist() == [1, 0, 2, 1]  # names before indices
+    assert label_targets(labelled("0", "7", "5"), digits).tolist() == [1, 0, 2]
+    with pytest.raises(ValueError, match=r"\['1'\] of clip clip 0"):  # names that are numbers are no indices
+        label_targets(labelled("1"), digits)
     for labels, message in (
-        (("class 2", "sideways", "6"), r"\['6', 'sideways'\]"),
+        (("class 2", "sideways"), r"\['sideways'\] of clip clip 1"),
+        (("class 2", "6"), r"\['6'\] of clip clip 1"),
         (("class 2", None), "clip 1"),
         ((("class 1", "class 2"),), "clip 0.*class 2"),
     ):
@@ -289,5 +286,5 @@ def test_failures_survive_a_worker(accelerator, model, tmp_path):
     clip = VideoFile("bad", None, str(tmp_path / "broken.mp4"))
     with pytest.raises(VideoDecodeError):
         clip.read(lambda total: [0])
-    predictions = predict_clips(forward_of(model), tiny_processor(), [clip], POINTS[:1], accelerator, views_of(), 1)
+    predictions = Predictor(forward_of(model), tiny_processor(), accelerator, views_of(), 1)([clip], POINTS[:1])
     assert predictions.failures[0][0] == "bad" and not predictions.decoded.any()

@@ -78,28 +78,6 @@ def test_motion_goes_where_its_name_says():
             assert (np.sign(turn) == (1 if motion == "clockwise" else -1)).all()
 
 
-def test_speeds_are_classes_of_their_own(tmp_path):
-    config = MotionClipConfig(size=64, num_frames=4, motions=("left", "up"), speeds=(("slow", 0.5), ("fast", 3.0)))
-    assert config.labels == ("left_slow", "left_fast", "up_slow", "up_fast")
-    rows = write_motion_clips(tmp_path, 5, seed=0, split="train", config=config)
-    assert [label for _, label in rows] == [*config.labels, "left_slow"]
-    for label, (low, high) in {"left_slow": (0.4, 0.6), "left_fast": (2.4, 3.6)}.items():
-        # many frames, for a step must stay below half the torus
-        path = _trajectory(replace(config, num_frames=64), label, np.random.default_rng(0))
-        steps = (np.diff(path, axis=0) + 0.5) % 1 - 0.5
-        assert low <= -steps[:, 0].sum() <= high and np.allclose(steps[:, 1], 0)
-
-
-def test_a_speed_of_one_is_no_speed():
-    plain = MotionClipConfig(size=64, num_frames=4)
-    named = replace(plain, speeds=(("usual", 1.0),))
-    frames = [
-        render_motion_clip(config, label, np.random.default_rng(7))
-        for config, label in ((plain, "left"), (named, "left_usual"))
-    ]
-    assert np.array_equal(*frames)
-
-
 def test_only_the_moving_object_and_the_noise_change():
     config = MotionClipConfig(noise=0.0)
     frames = render_motion_clip(config, "left", np.random.default_rng(0)).astype(int)
@@ -110,12 +88,9 @@ def test_only_the_moving_object_and_the_noise_change():
 
 
 def test_patterns_are_classes_of_the_moving_object():
-    config = MotionClipConfig(
-        motions=("left", "up"), speeds=(("slow", 0.5), ("fast", 2.0)), patterns=("plain", "ringed")
-    )
-    assert config.labels[:3] == ("left_slow_plain", "left_slow_ringed", "left_fast_plain") and len(config.labels) == 8
-    assert config.split_label("up_fast_ringed") == ("up", 2.0, "ringed")
-    assert replace(config, speeds=()).split_label("up_plain") == ("up", 1.0, "plain")
+    config = MotionClipConfig(motions=("left", "up"), patterns=("plain", "ringed"))
+    assert config.labels == ("left_plain", "left_ringed", "up_plain", "up_ringed")
+    assert config.split_label("up_ringed") == ("up", "ringed") and config.split_label("down") == ("down", None)
 
 
 def test_patterns_look_as_they_are_called():
@@ -139,10 +114,7 @@ def test_patterns_look_as_they_are_called():
     [
         (lambda path: MotionClipConfig(motions=("left", "sideways")), "sideways"),
         (lambda path: MotionClipConfig(motions=()), r"\[\]"),
-        (lambda path: MotionClipConfig(speeds=(("slow", 1.0), ("slow", 2.0))), "slow"),
-        (lambda path: MotionClipConfig(speeds=(("slow", 0.0),)), "slow"),
         (lambda path: MotionClipConfig(patterns=("plain", "dotted")), "dotted"),
-        (lambda path: MotionClipConfig(speeds=(("very_slow", 1.0),)), "very_slow"),
         (lambda path: MotionClipConfig(size=33), "33"),
         (lambda path: MotionClipConfig(num_frames=1), "1"),
         (lambda path: MotionClipConfig(num_still_objects=-1), "-1"),

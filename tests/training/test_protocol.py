@@ -12,6 +12,7 @@ from training.arguments import ViewArguments
 from training.data.reader import VideoFile
 from training.engine.optim import freeze_layers, parameter_groups
 from training.evaluate import evaluate
+from training.inference.command import model_predictor
 from training.inference.points import EvalPoint
 from training.inference.search import search
 from training.objectives import FluxMulti
@@ -72,11 +73,13 @@ def test_layer_decay_asks_it(encoder):
     assert trained == {"heads"}
 
 
+def predictor(encoder, accelerator):
+    return model_predictor(encoder.eval(), tiny_processor(), accelerator, ViewArguments(), num_workers=0)
+
+
 def test_it_is_evaluated(encoder, accelerator, clips):
     points = [EvalPoint(4, 28, 16), EvalPoint(4, 28, 4), EvalPoint(6, 42, 8)]
-    results, predictions, targets = evaluate(
-        encoder.eval(), tiny_processor(), clips, points, accelerator, ViewArguments(), num_workers=0
-    )
+    results, predictions, targets = evaluate(encoder, predictor(encoder, accelerator), clips, points)
     assert targets.tolist() == [0, 1, 2, 0, 1, 2]
     for point, result, scores in zip(points, results, predictions.scores, strict=True):
         expected = scores_of_files(encoder, clips, point)
@@ -90,9 +93,7 @@ def test_its_budgets_are_optimized(encoder, accelerator, clips):
     truth = EvalPoint(8, 28, 16)
     best = scores_of_files(encoder, clips, truth).argmax(-1).tolist()
     labelled = [VideoFile(clip.name, f"class {index}", clip.path) for clip, index in zip(clips, best, strict=True)]
-    searches, _ = search(
-        encoder.eval(), tiny_processor(), labelled, [16, 4], grid, accelerator, ViewArguments(), num_workers=0
-    )
+    searches, _ = search(encoder, predictor(encoder, accelerator), labelled, [16, 4], grid)
     assert [found.token_budget for found in searches] == [16, 4]
     assert searches[0].measured[truth] == 1.0 and searches[0].too_few_tokens == (EvalPoint(2, 28, 16),)
     for found in searches:

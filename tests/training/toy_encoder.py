@@ -14,9 +14,7 @@ class ToyEncoder(nn.Module):
             token_budget=token_budgets[1],
             token_plan=None,
             num_hidden_layers=1,
-            num_frames=4,
-            patch_size=14,
-            tubelet_size=1,
+            **{"num_frames": 4, "patch_size": 14, "tubelet_size": 1},
             num_labels=num_labels,
             id2label={index: f"class {index}" for index in range(num_labels)},
             problem_type=None,
@@ -26,7 +24,7 @@ class ToyEncoder(nn.Module):
         self.heads = nn.ModuleList([nn.Linear(width, num_labels) for _ in token_budgets])
 
     def embed(self, pixel_values_videos):
-        cut = pixel_values_videos.unfold(3, 14, 14).unfold(4, 14, 14).mean((-2, -1))  # (B, T, 3, rows, columns)
+        cut = pixel_values_videos.unfold(3, 14, 14).unfold(4, 14, 14).mean((-2, -1))
         return self.embeddings(cut.flatten(3).transpose(2, 3)), cut.shape[1::2]
 
     def select(self, patches, token_budgets):
@@ -37,7 +35,7 @@ class ToyEncoder(nn.Module):
     def encode(self, patches, grid, keep_indices, layers=()):
         tokens = patches.flatten(1, 2).gather(1, keep_indices[..., None].expand(-1, -1, patches.shape[-1]))
         hidden_states = torch.tanh(self.layer(tokens))
-        return hidden_states, tuple(hidden_states for _ in layers)
+        return hidden_states, (hidden_states,) * len(layers)
 
     def pool(self, hidden_states, head, attention=False):
         return hidden_states.mean(1), None
@@ -49,9 +47,8 @@ class ToyEncoder(nn.Module):
         return nn.functional.normalize(feature, dim=-1)
 
     def resolve_head(self, kept_tokens, head=None):
-        return (
-            head if head is not None else min(range(3), key=lambda k: abs(self.config.token_budgets[k] - kept_tokens))
-        )
+        distances = [abs(budget - kept_tokens) for budget in self.config.token_budgets]
+        return distances.index(min(distances)) if head is None else head
 
     def parameter_depth(self, name):
         return {"embeddings": 0, "layer": 1, "heads": 2}[name.split(".")[0]]

@@ -45,9 +45,8 @@ class RandAugment:
             )
         if not values["n"].isdigit():
             raise ValueError(f"n of rand_augment must be a whole number, got {text!r}")
-        optional = {"magnitude_std": values.get("mstd"), "probability": values.get("p")}
-        given = {name: float(value) for name, value in optional.items() if value is not None}
-        return cls(magnitude=float(values["m"]), num_ops=int(values["n"]), **given)
+        numbers = {name: float(value) for name, value in values.items()}
+        return cls(numbers["m"], int(values["n"]), numbers.get("mstd", 0.0), numbers.get("p", 0.5))
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,6 @@ class AugmentConfig:
         erasing: Probability of filling a box with noise.
         erasing_area: Area of that box, as a part of the crop's.
         erasing_ratio: Height by width of that box; the draw is uniform in its logarithm.
-        interpolation: Of rotation, shear and translation: "bicubic" (Pillow's, a = -1) or "bilinear".
         fill: Level of each channel where rotation, shear and translation look beyond the frame.
         mean: Of each channel, subtracted after division by 255.
         std: Of each channel, divided by after that.
@@ -80,7 +78,6 @@ class AugmentConfig:
     erasing: float = 0.25
     erasing_area: tuple[float, float] = (0.02, 1 / 3)
     erasing_ratio: tuple[float, float] = (0.3, 1 / 0.3)
-    interpolation: str = "bicubic"
     fill: tuple[int, int, int] = (128, 128, 128)
     mean: tuple[float, float, float] = tuple(IMAGENET_DEFAULT_MEAN)
     std: tuple[float, float, float] = tuple(IMAGENET_DEFAULT_STD)
@@ -88,8 +85,6 @@ class AugmentConfig:
     def __post_init__(self):
         if self.rand_augment is not None:
             RandAugment.parse(self.rand_augment)
-        if self.interpolation not in ("bicubic", "bilinear"):
-            raise ValueError(f"interpolation must be 'bicubic' or 'bilinear', got {self.interpolation!r}")
         for name in ("hflip", "erasing", "brightness", "contrast"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in 0..1, got {getattr(self, name)}")

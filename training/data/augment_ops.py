@@ -71,7 +71,7 @@ def _steps(ops: list[Op], size: tuple[int, int], config: AugmentConfig) -> list:
     steps: list = []
     for op in ops:
         if op.name in _GEOMETRIC:
-            steps.append(_Warp(_matrix(op, size), config.interpolation, config.fill))
+            steps.append(_Warp(_matrix(op, size), config.fill))
         elif op.name == "Color":
             steps.append(_Color(op.value))
         elif op.name == "Sharpness":
@@ -244,20 +244,16 @@ def _matrix(op: Op, size: tuple[int, int]) -> tuple[float, ...]:
     return cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y
 
 
-def _bilinear(distance: Tensor) -> list[Tensor]:
-    return [1 - distance, distance]
-
-
 def _bicubic(distance: Tensor) -> list[Tensor]:
-    """Pillow's kernel: the slope at a pixel is the difference of its neighbours."""
+    """Weights of the pixels around a position by its distance (0 to 1) from the one before it, as Pillow's bicubic:
+    the slope at a pixel is the difference of its neighbours.
+    """
     square = distance * distance
     cube = square * distance
     return [2 * square - cube - distance, cube - 2 * square + 1, distance + square - cube, cube - square]
 
 
-# Weights of the pixels around a position by its distance (0 to 1) from the pixel before it.
-_KERNELS = {"bilinear": _bilinear, "bicubic": _bicubic}
-_BORDER = 2  # pixels repeated around the table, so that every pixel of the frame has the neighbours the kernels ask for
+_BORDER = 2  # pixels repeated around the table, so that every pixel of the frame has the neighbours the kernel asks for
 
 
 @dataclass(frozen=True)
@@ -269,7 +265,6 @@ class _Warp:
     """
 
     matrix: tuple[float, ...]
-    interpolation: str
     fill: tuple[int, int, int]
 
     def reads(self, target: Region, size: tuple[int, int]) -> Region:
@@ -326,7 +321,7 @@ class _Warp:
         if stays:
             weights = [torch.full(first.shape, lift, dtype=torch.float32, device=first.device)]
         else:
-            weights = [w.mul_(lift) for w in _KERNELS[self.interpolation]((position - first).to(torch.float32))]
+            weights = [w.mul_(lift) for w in _bicubic((position - first).to(torch.float32))]
         before = (len(weights) - 1) // 2
         first = first.to(torch.int32) + (_BORDER - start - before)
         return first.clamp_(0, length + 2 * _BORDER - len(weights)), weights

@@ -88,6 +88,7 @@ def draw_shape(shapes: Sequence[ClipShape], seed: int, epoch: int, step: int, ra
     return shapes[np.random.default_rng(words).integers(len(shapes))]
 
 
+@dataclass(eq=False)
 class FluxBatchSampler(Sampler[list[ClipRequest]]):
     """Batches of `ClipRequest`s for one process, all of a batch with one shape.
 
@@ -109,27 +110,23 @@ class FluxBatchSampler(Sampler[list[ClipRequest]]):
         ValueError: a count below 1, a rank outside the world, or fewer clips than a global batch.
     """
 
-    def __init__(
-        self,
-        num_clips: int,
-        batch_size: int,
-        shapes: Sequence[ClipShape],
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        same_shape_on_all_ranks: bool = True,
-    ):
-        as_count("batch_size", batch_size)
-        as_count("world_size", world_size)
-        if not shapes:
+    num_clips: int
+    batch_size: int
+    shapes: Sequence[ClipShape]
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    same_shape_on_all_ranks: bool = True
+
+    def __post_init__(self):
+        as_count("batch_size", self.batch_size)
+        if not self.shapes:
             raise ValueError("shapes must hold at least one ClipShape, got none")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must lie in [0, {world_size}), got {rank}")
-        if num_clips < batch_size * world_size:
-            raise ValueError(f"a global batch takes {batch_size * world_size} clips, but there are only {num_clips}")
-        self.num_clips, self.batch_size, self.shapes = num_clips, batch_size, list(shapes)
-        self.seed, self.rank, self.world_size = seed, rank, world_size
-        self.same_shape_on_all_ranks = same_shape_on_all_ranks
+        if not 0 <= self.rank < as_count("world_size", self.world_size):
+            raise ValueError(f"rank must lie in [0, {self.world_size}), got {self.rank}")
+        global_batch = self.batch_size * self.world_size
+        if self.num_clips < global_batch:
+            raise ValueError(f"a global batch takes {global_batch} clips, but there are only {self.num_clips}")
         self.epoch, self.skipped = 0, 0
 
     def set_epoch(self, epoch: int, skip_batches: int = 0) -> None:

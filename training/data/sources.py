@@ -19,7 +19,7 @@ def read_clips(
     root: str | os.PathLike | None = None,
     split: str | None = None,
     *,
-    dataset_config: str | None = None,
+    dataset_config_name: str | None = None,
     hub: bool = False,
     frame_template: str = FRAME_TEMPLATE,
     video_column: str | None = None,
@@ -40,7 +40,7 @@ def read_clips(
               parquet files or of videos with metadata, or the name of a set on the Hub.
         root: What relative paths of a file are relative to; the file's folder if not given.
         split: Which rows (column `split` of a file with a header), sub-folder or split to take; all if not given.
-        dataset_config: Configuration of a set that `load_dataset` loads.
+        dataset_config_name: Configuration of a set that `load_dataset` loads.
         hub: Whether `source` is such a set whatever files and folders there are.
         frame_template: Names of a folder's frames, which are numbered from 1.
         video_column: Column of a `datasets` set; its only `Video` column if not given.
@@ -66,7 +66,7 @@ def read_clips(
         if split is not None and not (path / split).is_dir():
             raise ValueError(f"{path} has no sub-folder {split!r} for that split")
         return _folder_clips(path / split if split else path)
-    dataset = _load(source, kind, dataset_config, split, streaming=False)
+    dataset = _load(source, kind, dataset_config_name, split, streaming=False)
     return _dataset_clips(dataset, str(source), video_column, label_column, labelled)
 
 
@@ -225,15 +225,23 @@ def _kind_of_folder(path: Path, split: str | None) -> str:
     return "classes"
 
 
-def _folder_clips(folder: Path) -> list[Clip]:
+def video_files(folder: Path, pattern: str, wanted: str = "videos") -> list[Path]:
+    """The videos that `pattern` finds in a folder, sorted, without hidden ones. Raises ValueError if there are none."""
     files = sorted(
         file
-        for file in folder.glob("*/**/*")
-        if file.suffix.lower() in VIDEO_SUFFIXES and not any(p.startswith(".") for p in file.relative_to(folder).parts)
+        for file in folder.glob(pattern)
+        if file.suffix.lower() in VIDEO_SUFFIXES
+        and file.is_file()
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     )
     if not files:
-        endings = " ".join(sorted(VIDEO_SUFFIXES))
-        raise ValueError(f"{folder} must hold one sub-folder of videos ({endings}) a class; there is no such file")
+        raise ValueError(f"{folder} must hold {wanted} ({' '.join(sorted(VIDEO_SUFFIXES))}), there is no such file")
+    return files
+
+
+def _folder_clips(folder: Path) -> list[Clip]:
+    """A sub-folder of videos a class."""
+    files = video_files(folder, "*/**/*", "one sub-folder of videos a class")
     names = [file.relative_to(folder) for file in files]
     return [
         VideoFile(name.as_posix(), name.parts[0], os.path.abspath(file))
@@ -340,7 +348,7 @@ def open_stream(
     source: str | os.PathLike | datasets.Dataset | datasets.IterableDataset,
     split: str | None = None,
     *,
-    dataset_config: str | None = None,
+    dataset_config_name: str | None = None,
     hub: bool = False,
     video_column: str | None = None,
     label_column: str | None = None,
@@ -348,8 +356,8 @@ def open_stream(
     """Opens a `datasets` set for `StreamingClips`: the columns `video` (not decoded) and `label`.
 
     Args:
-        source, split, dataset_config, hub, video_column, label_column: As in `read_clips`, for the `datasets` kinds of
-            source. Of a folder with one sub-folder a class `datasets` itself makes a set.
+        source, split, dataset_config_name, hub, video_column, label_column: As in `read_clips`, for the `datasets`
+            kinds of source. Of a folder with one sub-folder a class `datasets` itself makes a set.
 
     Raises:
         As `read_clips`.
@@ -357,7 +365,7 @@ def open_stream(
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
         saved = path.is_dir() and not hub and _kind_of_folder(path, split) == "saved"
-        source = _load(source, "saved" if saved else "datasets", dataset_config, split, streaming=True)
+        source = _load(source, "saved" if saved else "datasets", dataset_config_name, split, streaming=True)
     if isinstance(source, datasets.Dataset):
         # In parts, which numbers of processes can share out evenly.
         source = source.with_format(None).to_iterable_dataset(num_shards=min(len(source), 64))

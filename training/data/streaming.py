@@ -5,6 +5,7 @@ import hashlib
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -23,6 +24,7 @@ from .sources import as_label, stream_label_names
 from .targets import TargetEncoder
 
 
+@dataclass(eq=False)
 class StreamingClips(torch.utils.data.IterableDataset):
     """Batches of a streamed `datasets` set, each as `collate` gives it: for a `DataLoader` with `batch_size=None`.
 
@@ -31,8 +33,7 @@ class StreamingClips(torch.utils.data.IterableDataset):
     loader must not be split among processes again (`accelerator.prepare` would).
 
     Worker w of W builds every W-th batch from the w-th on, and passes over the other workers' clips undecoded: the
-    batches do not depend on the number of workers. Where reading what is passed over is dear (contents inside the
-    files of a remote set), `split_workers` gives each worker a share of its own instead; then they do.
+    batches do not depend on the number of workers.
 
     Where a clip cannot be read, the next ones of the stream stand in for it, and are read again in their own places.
 
@@ -45,40 +46,33 @@ class StreamingClips(torch.utils.data.IterableDataset):
         rank, world_size: This process, and their number.
         buffer_size: Clips to draw the next one from; their contents are held in memory, in every worker. Files of the
             set are shuffled too. 0 keeps the set's order.
-        split_workers: See above.
 
     Raises:
         ValueError: a count below 1, a rank outside the world, an unknown rule. While reading: a label that is missing
             or not in `label2id`, a process without a single clip.
     """
 
-    def __init__(
-        self,
-        stream: datasets.IterableDataset,
-        shape_of: Callable[[int, int], ClipShape],
-        batch_size: int,
-        num_batches: int,
-        targets: TargetEncoder,
-        augment: Augment,
-        seed: int = 0,
-        num_sample: int = 1,
-        sampling_rule: str | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        buffer_size: int = 256,
-        split_workers: bool = False,
-    ):
-        if not 0 <= rank < as_count("world_size", world_size):
-            raise ValueError(f"rank must lie in [0, {world_size}), got {rank}")
-        check_rule(sampling_rule)
-        if buffer_size < 0:
-            raise ValueError(f"buffer_size must not be negative, got {buffer_size}")
-        self.stream, self.shape_of, self.targets = stream, shape_of, targets
-        self.batch_size, self.num_batches = as_count("batch_size", batch_size), as_count("num_batches", num_batches)
-        self.rule = sampling_rule or "kinetics"
-        self.rank, self.world_size, self.buffer_size = rank, world_size, buffer_size
-        self.split_workers = split_workers
-        self._maker = SampleMaker(augment, seed, num_sample)
+    stream: datasets.IterableDataset
+    shape_of: Callable[[int, int], ClipShape]
+    batch_size: int
+    num_batches: int
+    targets: TargetEncoder
+    augment: Augment
+    seed: int = 0
+    num_sample: int = 1
+    sampling_rule: str | None = None
+    rank: int = 0
+    world_size: int = 1
+    buffer_size: int = 256
+
+    def __post_init__(self):
+        if not 0 <= self.rank < as_count("world_size", self.world_size):
+            raise ValueError(f"rank must lie in [0, {self.world_size}), got {self.rank}")
+        check_rule(self.sampling_rule)
+        if self.buffer_size < 0:
+            raise ValueError(f"buffer_size must not be negative, got {self.buffer_size}")
+        as_count("batch_size", self.batch_size), as_count("num_batches", self.num_batches)
+        self._maker = SampleMaker(self.augment, self.seed, self.num_sample)
         # Epoch and batches to skip; shared, so that workers that outlive an epoch see them.
         self._position = torch.zeros(2, dtype=torch.int64).share_memory_()
 
@@ -97,36 +91,28 @@ class StreamingClips(torch.utils.data.IterableDataset):
         info = torch.utils.data.get_worker_info()
         worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
         first += worker
-        if self.split_workers:
-            # By step, not by worker: after a resumption step and worker go together in another way.
-            share = first % num_workers
-            examples = _Lookahead(self._examples(epoch, self.rank * num_workers + share, self.world_size * num_workers))
-            examples.skip(first // num_workers * self.batch_size)
-            skipped = 0
-        else:
-            examples = _Lookahead(self._examples(epoch, self.rank, self.world_size))
-            examples.skip(first * self.batch_size)
-            skipped = (num_workers - 1) * self.batch_size
+        examples = _Lookahead(self._examples(epoch))
+        examples.skip(first * self.batch_size)
         for step in range(first, self.num_batches, num_workers):
             if step > first:
-                examples.skip(skipped)
+                examples.skip((num_workers - 1) * self.batch_size)
             yield self._batch(epoch, step, examples)
 
-    def _examples(self, epoch: int, share: int, num_shares: int) -> Iterator[dict[str, Any]]:
-        """The rows of a share, without end."""
+    def _examples(self, epoch: int) -> Iterator[dict[str, Any]]:
+        """The rows of this process's share, without end."""
         for lap in itertools.count():
             stream = self.stream
             if self.buffer_size:
                 order = np.random.default_rng([self._maker.seed, epoch, lap, 0, FOR_STREAM])
                 stream = stream.shuffle(generator=order, buffer_size=self.buffer_size)
-            stream = split_dataset_by_node(stream, share, num_shares)
+            stream = split_dataset_by_node(stream, self.rank, self.world_size)
             empty = True
             # Iterating the set itself would split it among the loader's workers once more.
             for rows in stream.iter(batch_size=1):
                 empty = False
                 yield {name: values[0] for name, values in rows.items()}
             if empty:
-                raise ValueError(f"share {share} of {num_shares} of the streamed set holds no clip")
+                raise ValueError(f"share {self.rank} of {self.world_size} of the streamed set holds no clip")
 
     def _batch(self, epoch: int, step: int, examples: "_Lookahead") -> dict[str, Any]:
         own = [examples.take() for _ in range(self.batch_size)]
@@ -148,11 +134,12 @@ class StreamingClips(torch.utils.data.IterableDataset):
     ) -> tuple[Tensor, dict[str, Any], list[Failure]]:
         """Frames of an example, or of the first after it that can be read; that one; and those that cannot."""
         failures: list[Failure] = []
+        rule = self.sampling_rule or "kinetics"
         while True:
             words = [self._maker.seed, request.epoch, request.index, len(failures), FOR_FRAMES]
 
             def sampler(total_frames: int, words: list[int] = words) -> np.ndarray:
-                return pick_frames(total_frames, request.num_frames, self.rule, np.random.default_rng(words))
+                return pick_frames(total_frames, request.num_frames, rule, np.random.default_rng(words))
 
             try:
                 return decode_value(example["video"], sampler), example, failures

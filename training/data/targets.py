@@ -31,6 +31,8 @@ class NoTargets:
 class ClassTargets:
     """`labels`: the id of a clip's class () int64; with `multi_label` 0 and 1 for each class, (num_labels,) float32.
 
+    A label is a name, or the id itself, where no name is a number.
+
     Args:
         label2id: Ids of the labels.
         multi_label: Whether a clip may have several.
@@ -43,18 +45,22 @@ class ClassTargets:
         if not label2id:
             raise ValueError("label2id must hold at least one label, got none")
         self.label2id, self.multi_label = dict(label2id), multi_label
+        numbers = {} if any(map(str.isdecimal, label2id)) else {str(index): index for index in label2id.values()}
+        self._ids = {**numbers, **label2id}
 
     def encode(self, label: Label, name: str) -> dict[str, Tensor]:
-        """Raises ValueError for a label that is missing or not in `label2id`, or several without `multi_label`."""
+        """Raises ValueError for a label that is missing or unknown, or several without `multi_label`."""
         if label is None:
             raise ValueError(f"clip {name} has no label")
         labels = labels_of(label)
         if len(labels) != 1 and not self.multi_label:
             raise ValueError(f"clip {name} has the labels {list(labels)}: one is needed, or a multi-label training")
-        unknown = [one for one in labels if one not in self.label2id]
+        unknown = [one for one in labels if one not in self._ids]
         if unknown:
-            raise ValueError(f"labels must be some of {sorted(self.label2id)}, got {unknown} of clip {name}")
-        ids = [self.label2id[one] for one in labels]
+            known = sorted(self.label2id)
+            shown = f"{known[:10]}" + (f" and {len(known) - 10} more" if len(known) > 10 else "")
+            raise ValueError(f"labels must be some of {shown}, got {unknown} of clip {name}")
+        ids = [self._ids[one] for one in labels]
         if not self.multi_label:
             return {"labels": torch.tensor(ids[0])}
         target = torch.zeros(max(self.label2id.values()) + 1)
@@ -65,35 +71,9 @@ class ClassTargets:
 def label_targets(clips: Sequence[Clip], config: Any) -> Tensor:
     """What the model should say: (clips,) int64, or (clips, num_labels) float32 of 0 and 1 for a multi-label model.
 
-    A label is one of the model's names, or an index into them where no name reads like that.
-
     Raises:
-        ValueError: labels the model does not have, a clip without one, or several for a model that gives one.
+        ValueError: as `ClassTargets.encode`.
     """
-    multi_label = config.problem_type == MULTI_LABEL
-    unlabelled = [clip.name for clip in clips if clip.label is None]
-    if unlabelled:
-        raise ValueError(f"every clip needs a label, {len(unlabelled)} have none, the first of them {unlabelled[0]!r}")
-    names = [clip.label if isinstance(clip.label, tuple) else (clip.label,) for clip in clips]
-    if not multi_label:
-        for clip, own in zip(clips, names, strict=True):
-            if len(own) != 1:
-                raise ValueError(f"the model gives one label a clip, {clip.name!r} has {list(own)}")
-    known = {name: index for index, name in config.id2label.items()}  # `label2id` may be missing or differ
-    ids = {name: _label_id(name, known) for own in names for name in own}
-    unknown = sorted(name for name, index in ids.items() if index is None)
-    if unknown:
-        shown = f"{list(known)[:10]}" + (f" and {len(known) - 10} more" if len(known) > 10 else "")
-        raise ValueError(f"labels must be some of {shown}, or indices into them, got {unknown}")
-    if not multi_label:
-        return torch.tensor([ids[own[0]] for own in names])
-    targets = torch.zeros(len(clips), config.num_labels)
-    for row, own in zip(targets, names, strict=True):
-        row[[ids[name] for name in own]] = 1
-    return targets
-
-
-def _label_id(name: str, known: dict[str, int]) -> int | None:
-    if name in known:
-        return known[name]
-    return int(name) if name.isdecimal() and int(name) in known.values() else None
+    label2id = {name: index for index, name in config.id2label.items()}  # the config's `label2id` may be missing
+    encoder = ClassTargets(label2id, config.problem_type == MULTI_LABEL)
+    return torch.stack([encoder.encode(clip.label, clip.name)["labels"] for clip in clips])

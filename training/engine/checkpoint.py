@@ -55,7 +55,6 @@ class Progress:
     step: int = 0  # optimiser steps taken
     skipped_steps: int = 0  # of these, left out because a gradient was not finite
     best_metric: float | None = None
-    best_step: int | None = None
 
 
 @dataclass

@@ -196,7 +196,7 @@ def between_steps(run: Run, end_of_epoch: bool) -> None:
     if not (last or better or is_due(settings.checkpointing_steps, progress.step, end_of_epoch)):
         return
     if better:
-        progress.best_metric, progress.best_step = best, progress.step
+        progress.best_metric = best
     run.state.extra = run.task.state_dict()
     checkpoint = save_checkpoint(run.output_dir, run.state, run.task.export, settings.checkpoints_total_limit)
     if better and run.accelerator.is_main_process:

@@ -42,6 +42,10 @@ class EvalPoint:
         budget = "" if self.token_budget is None else f"@{self.token_budget}"
         return f"{self.num_frames}x{self.size}{budget}"
 
+    @property
+    def shape(self) -> ClipShape:
+        return ClipShape(self.num_frames, self.size)
+
     def dense_tokens(self, config: Any) -> int:
         """Tokens before selection.
 
@@ -52,7 +56,7 @@ class EvalPoint:
             raise ValueError(f"{self}: frames must be multiples of tubelet_size={config.tubelet_size}")
         if self.size % config.patch_size:
             raise ValueError(f"{self}: the size must be a multiple of patch_size={config.patch_size}")
-        return ClipShape(self.num_frames, self.size).num_tokens(config.patch_size, config.tubelet_size)
+        return self.shape.num_tokens(config.patch_size, config.tubelet_size)
 
     def kept_tokens(self, config: Any) -> int:
         """Tokens that the model encodes; raises as `dense_tokens`."""

@@ -8,6 +8,7 @@ one clip shape share embedding, scores and positions.
 """
 
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from .points import EvalPoint
 
 Forward = Callable[[Tensor, Sequence[int | None]], Sequence[Tensor]]
 
+SHOWN_FAILURES = 10
 PADDING = -1  # stands for a clip where a process has run out of them
 
 
@@ -142,19 +144,9 @@ class Predictions:
         return ~self.scores[0, :, 0].isnan()
 
 
-@torch.no_grad()
-def predict_clips(
-    forward: Forward,
-    processor: FluxViTVideoProcessor,
-    clips: Sequence[Clip],
-    points: Sequence[EvalPoint],
-    accelerator: Accelerator,
-    views: ViewArguments,
-    num_workers: int = 0,
-    multi_label: bool = False,
-    show_progress: bool = False,
-) -> Predictions:
-    """Scores every clip once at every point: the mean over its views of each view's softmax.
+@dataclass(frozen=True)
+class Predictor:
+    """Scores clips at points, every clip once, the same on any number of processes.
 
     Process r takes the clips r, r + world, ...; where some have one clip fewer they run a blank one, whose scores are
     dropped, so that all processes call `forward` equally often with equal shapes (sharded models hang otherwise).
@@ -164,76 +156,85 @@ def predict_clips(
         forward: (B, T, 3, S, S) float32 on the accelerator's device, budgets (None: the model's default) -> logits
             (B, num_labels) at each of them. In evaluation mode: that is the caller's to set.
         processor: Makes the views; always square crops, whatever its own settings.
-        clips: Read by `Clip.read`.
-        points: Clips are decoded once for all of them; points that differ in the budget alone share their views.
-        accelerator: Whose processes share the work. Every one of them must call this.
+        accelerator: Whose processes share the work.
         views: Temporal views of each clip, spatial views of each of them, views in a forward pass.
         num_workers: DataLoader workers of each process.
         multi_label: Sigmoid in place of the softmax.
-        show_progress: A bar on the main process.
-
-    Raises:
-        ValueError: no clips, no points, or a count below 1.
-        FloatingPointError: the model gives scores that are not numbers.
+        verbose: On the main process, a progress bar, and on stderr what could not be read.
     """
-    if not clips or not points:
-        raise ValueError(f"at least one clip and one point are needed, got {len(clips)} and {len(points)}")
-    num_views = as_count("num_clips", views.num_clips) * as_count("num_crops", views.num_crops)
-    batch_size = as_count("per_device_eval_batch_size", views.per_device_eval_batch_size)
-    shapes = list(dict.fromkeys(ClipShape(point.num_frames, point.size) for point in points))
-    rank, world = accelerator.process_index, accelerator.num_processes
-    mine = list(range(rank, len(clips), world))
-    mine += [PADDING] * (math.ceil(len(clips) / world) - len(mine))
-    loader = DataLoader(
-        _ViewDataset(clips, processor, shapes, views.num_clips, views.num_crops),
-        batch_size=max(1, batch_size // num_views),
-        sampler=mine,
-        num_workers=num_workers,
-        collate_fn=list,
-        generator=torch.Generator(),  # else it takes a number from the global one, and a resumed run would differ
-    )
-    activation = torch.sigmoid if multi_label else _softmax
-    scores, failures = [], []
-    for batch in tqdm(loader, disable=not (show_progress and accelerator.is_main_process), unit="batch"):
-        failures += [clip.failure for clip in batch]
-        scores.append(
-            _score_batch(forward, processor, batch, points, num_views, batch_size, activation, accelerator.device)
+
+    forward: Forward
+    processor: FluxViTVideoProcessor
+    accelerator: Accelerator
+    views: ViewArguments
+    num_workers: int = 0
+    multi_label: bool = False
+    verbose: bool = False
+
+    @torch.no_grad()
+    def __call__(self, clips: Sequence[Clip], points: Sequence[EvalPoint]) -> Predictions:
+        """Scores clips, each the mean over its views of each view's softmax (collective).
+
+        Args:
+            clips: Read by `Clip.read`, once for all points.
+            points: Those that differ in the budget alone share their views.
+
+        Raises:
+            ValueError: no clips, no points, or a count below 1.
+            FloatingPointError: the model gives scores that are not numbers.
+        """
+        if not clips or not points:
+            raise ValueError(f"at least one clip and one point are needed, got {len(clips)} and {len(points)}")
+        views = self.views
+        num_views = as_count("num_clips", views.num_clips) * as_count("num_crops", views.num_crops)
+        batch_size = as_count("per_device_eval_batch_size", views.per_device_eval_batch_size)
+        shapes = list(dict.fromkeys(point.shape for point in points))
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        mine = list(range(rank, len(clips), world))
+        mine += [PADDING] * (math.ceil(len(clips) / world) - len(mine))
+        loader = DataLoader(
+            _ViewDataset(clips, self.processor, shapes, views.num_clips, views.num_crops),
+            batch_size=max(1, batch_size // num_views),
+            sampler=mine,
+            num_workers=self.num_workers,
+            collate_fn=list,
+            generator=torch.Generator(),  # else it takes a number from the global one, and a resumed run would differ
         )
-    own = (mine, torch.cat(scores, dim=1).numpy(), failures)
-    return _merge(gather_object([own]), clips)
+        shown, scores, failures = self.verbose and self.accelerator.is_main_process, [], []
+        for batch in tqdm(loader, disable=not shown, unit="batch"):
+            failures += [clip.failure for clip in batch]
+            scores.append(self._score(batch, points, num_views))
+        own = (mine, torch.cat(scores, dim=1).numpy(), failures)
+        predictions = _merge(gather_object([own]), clips)
+        if shown and predictions.failures:
+            print(f"{len(predictions.failures)} of {len(clips)} clips could not be decoded:", file=sys.stderr)
+            lines = [f"  {name}: {reason}" for name, reason in predictions.failures]
+            more = [f"  and {len(lines) - SHOWN_FAILURES} more"] if len(lines) > SHOWN_FAILURES else []
+            print("\n".join(lines[:SHOWN_FAILURES] + more), file=sys.stderr)
+        return predictions
 
-
-def _softmax(logits: Tensor) -> Tensor:
-    return logits.softmax(-1)
-
-
-def _score_batch(
-    forward: Forward,
-    processor: FluxViTVideoProcessor,
-    batch: list[_ClipViews],
-    points: Sequence[EvalPoint],
-    num_views: int,
-    batch_size: int,
-    activation: Callable[[Tensor], Tensor],
-    device: torch.device,
-) -> Tensor:
-    """(points, clips of the batch, num_labels) float32 on the CPU; padding and failed clips run as blank ones."""
-    pixels = [{size: crops.to(device) for size, crops in clip.pixels.items()} for clip in batch]
-    of_shape: dict[ClipShape, list[int]] = defaultdict(list)
-    for index, point in enumerate(points):
-        of_shape[ClipShape(point.num_frames, point.size)].append(index)
-    scores: list[list[Tensor]] = [[] for _ in points]
-    for shape, members in of_shape.items():
-        blank = torch.zeros((num_views, shape.num_frames, 3, shape.size, shape.size), dtype=torch.uint8, device=device)
-        views = [
-            _pick_views(crops[shape.size], clip.positions[shape]) if crops else blank
-            for clip, crops in zip(batch, pixels, strict=True)
-        ]
-        for part in torch.cat(views).split(batch_size):
-            budgets = [points[index].token_budget for index in members]
-            for index, logits in zip(members, forward(_normalize(part, processor), budgets), strict=True):
-                scores[index].append(activation(logits.float()))
-    return torch.stack([torch.cat(parts).unflatten(0, (-1, num_views)).mean(1) for parts in scores]).cpu()
+    def _score(self, batch: list[_ClipViews], points: Sequence[EvalPoint], num_views: int) -> Tensor:
+        """(points, clips of the batch, num_labels) float32 on the CPU; padding and failed clips run as blank ones."""
+        device = self.accelerator.device
+        pixels = [{size: crops.to(device) for size, crops in clip.pixels.items()} for clip in batch]
+        of_shape: dict[ClipShape, list[int]] = defaultdict(list)
+        for index, point in enumerate(points):
+            of_shape[point.shape].append(index)
+        scores: list[list[Tensor]] = [[] for _ in points]
+        for shape, members in of_shape.items():
+            blank = (num_views, shape.num_frames, 3, shape.size, shape.size)
+            views = [
+                _pick_views(crops[shape.size], clip.positions[shape])
+                if crops
+                else torch.zeros(blank, dtype=torch.uint8, device=device)
+                for clip, crops in zip(batch, pixels, strict=True)
+            ]
+            for part in torch.cat(views).split(self.views.per_device_eval_batch_size):
+                budgets = [points[index].token_budget for index in members]
+                for index, logits in zip(members, self.forward(_normalize(part, self.processor), budgets), strict=True):
+                    logits = logits.float()
+                    scores[index].append(logits.sigmoid() if self.multi_label else logits.softmax(-1))
+        return torch.stack([torch.cat(parts).unflatten(0, (-1, num_views)).mean(1) for parts in scores]).cpu()
 
 
 def _pick_views(crops: Tensor, positions: np.ndarray) -> Tensor:

@@ -3,10 +3,12 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -24,22 +26,29 @@ from .prediction import Predictions
 METRIC_NAMES = {"top1": "top-1", "top5": "top-5", "mean_average_precision": "mAP"}
 
 
+def describe_point(model: VideoTokenClassifier, point: EvalPoint) -> dict[str, Any]:
+    """A point's clip, and what it costs."""
+    return {
+        "num_frames": point.num_frames,
+        "size": point.size,
+        "dense_tokens": point.dense_tokens(model.config),
+        "kept_tokens": point.kept_tokens(model.config),
+        "gflops_per_view": model.flops(point.num_frames, point.size, point.token_budget) / 1e9,
+    }
+
+
 def point_results(
     model: VideoTokenClassifier, points: Sequence[EvalPoint], predictions: Predictions, targets: Tensor
 ) -> list[dict[str, Any]]:
     """What is known of each point: the clip, what it costs, how well it does."""
+    counts = {"clips_counted": int(predictions.decoded.sum()), "failures": len(predictions.failures)}
     return [
         {
             "point": str(point),
-            "num_frames": point.num_frames,
-            "size": point.size,
             "token_budget": point.token_budget,
-            "dense_tokens": point.dense_tokens(model.config),
-            "kept_tokens": point.kept_tokens(model.config),
-            "gflops_per_view": model.flops(point.num_frames, point.size, point.token_budget) / 1e9,
+            **describe_point(model, point),
             **evaluate_scores(scores, targets),
-            "clips_counted": int(predictions.decoded.sum()),
-            "failures": len(predictions.failures),
+            **counts,
         }
         for point, scores in zip(points, predictions.scores, strict=True)
     ]
@@ -82,27 +91,25 @@ def prediction_rows(
             yield [str(point), clip.name, label, best[0][0], best[0][1], json.dumps(best, ensure_ascii=False), ""]
 
 
-def draw_results(path: Path, results: Sequence[dict[str, Any]], title: str) -> None:
-    """Draws accuracy over GFLOPs, one line a clip shape through its budgets."""
-    metric = next(name for name in METRIC_NAMES if name in results[0])
+@contextmanager
+def drawing(path: Path) -> Iterator[Axes]:
+    """Axes to draw labelled lines on, written as png with grid and legend."""
     figure = Figure(figsize=(7, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for shape in dict.fromkeys((result["num_frames"], result["size"]) for result in results):
-        line = [result for result in results if (result["num_frames"], result["size"]) == shape]
-        line.sort(key=lambda result: result["gflops_per_view"])
-        gflops = [result["gflops_per_view"] for result in line]
-        shares = [100 * result[metric] for result in line]
-        axes.plot(gflops, shares, marker="o", label=f"{shape[0]} frames of {shape[1]}x{shape[1]}")
-        for x, y, result in zip(gflops, shares, line, strict=True):
-            text = f"{result['kept_tokens']} tokens"
-            axes.annotate(text, (x, y), textcoords="offset points", xytext=(4, 5), fontsize=8)
-    axes.set(xlabel="GFLOPs a view", ylabel=f"{METRIC_NAMES[metric]} (%)", title=title)
-    axes.margins(x=0.25, y=0.15)  # room for the texts
+    yield axes
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
+
+
+def draw_results(path: Path, results: Sequence[dict[str, Any]], title: str) -> None:
+    """Draws accuracy over GFLOPs, one line a clip shape through its budgets."""
+    metric = next(name for name in METRIC_NAMES if name in results[0])
+    with drawing(path) as axes:
+        axes.set(xlabel="GFLOPs a view", ylabel=f"{METRIC_NAMES[metric]} (%)", title=title)
+        axes.margins(x=0.25, y=0.15)  # room for the texts
 
 
 def write_class_report(

@@ -5,18 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from accelerate import Accelerator
-
 from flux_hf.protocol import VideoTokenClassifier
-from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
-from ..arguments import ViewArguments
 from ..data.reader import Clip
 from ..data.targets import label_targets
-from .command import format_table, run_model
+from .command import format_table
 from .metrics import evaluate_scores
-from .points import EvalPoint, default_shape, resolve_point
-from .prediction import Predictions
+from .points import EvalPoint, default_shape
+from .prediction import Predictions, Predictor
+from .report import describe_point
 
 
 FRAMES = (4, 6, 8, 10, 12, 16, 20, 24)
@@ -72,14 +69,7 @@ def search_report(search: BudgetSearch, model: VideoTokenClassifier) -> dict[str
     """One budget of token_plan_search.json."""
 
     def describe(point: EvalPoint, accuracy: float | None) -> dict[str, Any]:
-        return {
-            "num_frames": point.num_frames,
-            "size": point.size,
-            "dense_tokens": point.dense_tokens(model.config),
-            "kept_tokens": point.kept_tokens(model.config),
-            "gflops_per_view": model.flops(point.num_frames, point.size, point.token_budget) / 1e9,
-            "accuracy": accuracy,
-        }
+        return {**describe_point(model, point), "accuracy": accuracy}
 
     return {
         "token_budget": search.token_budget,
@@ -117,25 +107,22 @@ def search_table(search: BudgetSearch) -> str:
 
 def search(
     model: VideoTokenClassifier,
-    processor: FluxViTVideoProcessor,
+    predict: Predictor,
     clips: Sequence[Clip],
     token_budgets: Sequence[int],
     grid: Sequence[tuple[int, int]],
-    accelerator: Accelerator,
-    views: ViewArguments,
-    num_workers: int,
 ) -> tuple[list[BudgetSearch], Predictions]:
     """Measures every (frames, size) of a grid that spends a budget, and the default clip, each clip decoded once.
 
     Returns:
         What was found for each budget, and the predictions it rests on (collective: the same on every process).
     """
-    config, default = model.config, default_shape(model.config, processor)
+    config, default = model.config, default_shape(model.config, predict.processor)
     splits = [candidates([EvalPoint(*pair, budget) for pair in grid], config) for budget in token_budgets]
-    directs = [resolve_point(config, processor, default.num_frames, default.size, budget) for budget in token_budgets]
+    directs = [EvalPoint(default.num_frames, default.size, budget) for budget in token_budgets]
     points = list(dict.fromkeys([*(point for measured, _ in splits for point in measured), *directs]))
     targets = label_targets(clips, config)
-    predictions = run_model(model, processor, clips, points, accelerator, views, num_workers)
+    predictions = predict(clips, points)
     metric = "mean_average_precision" if targets.ndim == 2 else "top1"
     accuracies = {
         point: evaluate_scores(scores, targets)[metric]

@@ -1,6 +1,7 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
 """What the study compares: methods, the model, clips and budgets, the points measured, and what a training costs."""
 
+import json
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -26,18 +27,7 @@ DEFAULT_METHODS = ("fixed", "single", "multi")
 WAYS = {"direct": "direct", "fewer": "fewer frames", "to": "TO"}
 
 # Two frames a patch: a single layer can then see motion. LayerScale and initialisation are for short runs from scratch.
-MODEL_CONFIG = {
-    "hidden_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "intermediate_size": 384,
-    "num_pooling_heads": 3,
-    "projection_dim": 96,
-    "tubelet_size": 2,
-    "position_embedding_grid": [8, 6, 6],
-    "layer_scale_init_value": 1.0,
-    "initializer_range": 0.08,
-}
+MODEL_CONFIG = json.loads((RECIPES / "model.json").read_text(encoding="utf-8"))
 # The class is where the object goes and which pattern it bears; how fast it goes is left open. Of 8 frames the fastest
 # crosses two fifths of the frame between two, of 32 a tenth.
 CLIPS = MotionClipConfig(

@@ -1,5 +1,5 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
-"""Labelled motion clips as real mp4 files: the class is how an object moves and, if wanted, how fast and what it bears.
+"""Labelled motion clips as real mp4 files: the class is how an object moves and, if wanted, what it bears.
 
 One textured object moves over a textured, noisy background among still objects drawn from the same distribution, so
 clutter says nothing about the class, nor does appearance unless patterns are classes. The frame is a torus (what
@@ -45,8 +45,6 @@ class MotionClipConfig:
         frame_rate: Frames a second.
         motions: The classes, from `MOTIONS`. The circular ones are much harder to tell apart than the straight ones.
         path_length: How far the object travels in the whole clip.
-        speeds: Where given, each motion is a class at each of these speeds, written "left_slow": pairs of a name and
-            the factor on `path_length`. Ranges that overlap make classes that cannot be told apart for certain.
         patterns: Where given, each motion is a class with each of these `PATTERNS` on the moving object, written
             "left_striped". The still objects have them too, drawn at random: the pattern of what moves counts.
         orbit_radius: Radius of the circular motions.
@@ -63,7 +61,6 @@ class MotionClipConfig:
     frame_rate: int = 8
     motions: tuple[str, ...] = tuple(DIRECTIONS)
     path_length: tuple[float, float] = (0.8, 1.2)
-    speeds: tuple[tuple[str, float], ...] = ()
     patterns: tuple[str, ...] = ()
     orbit_radius: tuple[float, float] = (0.18, 0.26)
     object_radius: tuple[float, float] = (0.10, 0.15)
@@ -83,31 +80,26 @@ class MotionClipConfig:
             raise ValueError(f"num_frames must be at least 2, got {self.num_frames}")
         if self.num_still_objects < 0:
             raise ValueError(f"num_still_objects must not be negative, got {self.num_still_objects}")
-        names = [name for name, _ in self.speeds]
-        if len(set(names)) < len(names) or not all(name.isalnum() and factor > 0 for name, factor in self.speeds):
-            raise ValueError(f"speeds must be pairs of a plain name, each its own, and a factor, got {self.speeds}")
         if len(set(self.patterns)) < len(self.patterns) or not set(self.patterns) <= set(PATTERNS):
             raise ValueError(f"patterns must be some of {list(PATTERNS)}, each once, got {list(self.patterns)}")
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The classes: the motions, each at every speed and with every pattern."""
-        parts = (self.motions, [name for name, _ in self.speeds], self.patterns)
-        return tuple("_".join(words) for words in itertools.product(*(part for part in parts if part)))
+        """The classes: the motions, each with every pattern."""
+        return tuple(
+            "_".join(words) for words in itertools.product(self.motions, *[self.patterns] * bool(self.patterns))
+        )
 
-    def split_label(self, label: str) -> tuple[str, float, str | None]:
-        """Motion, factor on the path length (1 without a speed) and pattern (None without one) of a class.
+    def split_label(self, label: str) -> tuple[str, str | None]:
+        """Motion and pattern (None without one) of a class.
 
         Raises:
             ValueError: it is none of `labels`, nor a bare motion.
         """
-        if label in MOTIONS:
-            return label, 1.0, None
-        if label not in self.labels:
+        if label not in self.labels and label not in MOTIONS:
             raise ValueError(f"motion must be one of {list(MOTIONS)}, or a class of {list(self.labels)}, got {label!r}")
-        motion, *words = label.split("_")
-        factor = dict(self.speeds)[words.pop(0)] if self.speeds else 1.0
-        return motion, factor, words.pop(0) if self.patterns else None
+        motion, _, pattern = label.partition("_")
+        return motion, pattern or None
 
 
 @dataclass(frozen=True)
@@ -176,10 +168,9 @@ def _background(config: MotionClipConfig, rng: np.random.Generator) -> np.ndarra
 
 def _trajectory(config: MotionClipConfig, label: str, rng: np.random.Generator) -> np.ndarray:
     """(num_frames, 2) centres (x, y) on the torus; every frame's centre is uniform whatever the class."""
-    motion, factor, _ = config.split_label(label)
+    motion, _ = config.split_label(label)
     start = rng.uniform(0, 1, 2)
     length, radius, phase = rng.uniform(*config.path_length), rng.uniform(*config.orbit_radius), rng.uniform(0, 1)
-    length *= factor
     travelled = length * np.arange(config.num_frames) / (config.num_frames - 1)
     if motion in DIRECTIONS:
         return (start + travelled[:, None] * np.array(DIRECTIONS[motion])) % 1
@@ -196,7 +187,7 @@ def render_motion_clip(config: MotionClipConfig, label: str, rng: np.random.Gene
     Raises:
         ValueError: `label` is not one of `MOTIONS`, nor one of `config.labels`.
     """
-    pattern = config.split_label(label)[2]
+    pattern = config.split_label(label)[1]
     scene = _background(config, rng)
     for _ in range(config.num_still_objects):
         _paint(scene, _draw_appearance(config, rng), rng.uniform(0, 1, 2))

@@ -6,18 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
-from flux_hf.checkpoint_files import replacing, write_json, write_text
+from flux_hf.checkpoint_files import write_json, write_text
 
 from ..inference.points import EvalPoint
+from ..inference.report import drawing
 from .design import BUDGETS, METHODS, TOKENS, WAYS, new_model, point_flops
 
 
-def summarise(results: dict[str, Any], seeds: Sequence[int]) -> list[dict[str, Any]]:
+Rows = dict[tuple[str, str, int], dict[str, Any]]
+
+
+def summarise(results: dict[str, Any], seeds: Sequence[int]) -> Rows:
     """A row a method, way and budget: accuracy of each seed in percent, mean and standard deviation, cost."""
-    rows, model = [], new_model()
+    rows, model = {}, new_model()
     for method, result in results.items():
         for way, budget in ((way, budget) for way in WAYS for budget in BUDGETS):
             points = [result["seeds"][seed][way].get(budget) for seed in seeds]
@@ -26,36 +27,26 @@ def summarise(results: dict[str, Any], seeds: Sequence[int]) -> list[dict[str, A
             shapes = [EvalPoint.parse(point["point"]) for point in points]
             flops = [sum(point_flops(model, shape).values()) for shape in shapes]
             shares = [100 * point["top1"] for point in points]
-            rows.append(
-                {
-                    "method": method,
-                    "way": way,
-                    "tokens": budget,
-                    "mean": statistics.mean(shares),
-                    "std": statistics.stdev(shares) if len(shares) > 1 else 0.0,
-                    "seeds": dict(zip(seeds, shares, strict=True)),
-                    "clips": [f"{shape.num_frames}x{shape.size}" for shape in shapes],
-                    "mega_multiply_adds": statistics.mean(flops) / 1e6,
-                    "encoder_mega_multiply_adds": statistics.mean(
-                        point_flops(model, shape)["encoder"] / 1e6 for shape in shapes
-                    ),
-                }
-            )
+            encoder = [point_flops(model, shape)["encoder"] for shape in shapes]
+            rows[method, way, budget] = {
+                "method": method,
+                "way": way,
+                "tokens": budget,
+                "mean": statistics.mean(shares),
+                "std": statistics.stdev(shares) if len(shares) > 1 else 0.0,
+                "seeds": dict(zip(seeds, shares, strict=True)),
+                "clips": [f"{shape.num_frames}x{shape.size}" for shape in shapes],
+                "mega_multiply_adds": statistics.mean(flops) / 1e6,
+                "encoder_mega_multiply_adds": statistics.mean(encoder) / 1e6,
+            }
     return rows
 
 
-def find_row(rows: Sequence[dict[str, Any]], method: str, way: str, tokens: int) -> dict[str, Any] | None:
-    for row in rows:
-        if (row["method"], row["way"], row["tokens"]) == (method, way, tokens):
-            return row
-    return None
-
-
-def check_claims(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def check_claims(rows: Rows) -> list[dict[str, Any]]:
     """Flux-Multi with TO against the fixed grid: at a quarter of its tokens against all, and at equal ones."""
     claims = []
     for tokens, other_tokens in [(TOKENS // 4, TOKENS), *((budget, budget) for budget in BUDGETS)]:
-        ours, other = find_row(rows, "multi", "to", tokens), find_row(rows, "fixed", "direct", other_tokens)
+        ours, other = rows.get(("multi", "to", tokens)), rows.get(("fixed", "direct", other_tokens))
         if ours is not None and other is not None:
             gains = [ours["seeds"][seed] - other["seeds"][seed] for seed in ours["seeds"]]
             claims.append(
@@ -70,7 +61,7 @@ def check_claims(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return claims
 
 
-def results_markdown(task: str, results: dict[str, Any], rows: Sequence[dict[str, Any]], seeds: Sequence[int]) -> str:
+def results_markdown(task: str, results: dict[str, Any], rows: Rows, seeds: Sequence[int]) -> str:
     """Tables of accuracies, of what training cost, and the claims."""
     lines = [
         f"## {task}",
@@ -86,7 +77,7 @@ def results_markdown(task: str, results: dict[str, Any], rows: Sequence[dict[str
         for way, title in WAYS.items():
             cells = []
             for budget in BUDGETS:
-                row = find_row(rows, method, way, budget)
+                row = rows.get((method, way, budget))
                 if row is None:
                     cells.append("")
                     continue
@@ -104,31 +95,25 @@ def results_markdown(task: str, results: dict[str, Any], rows: Sequence[dict[str
     return "\n".join([*lines, ""])
 
 
-def draw(path: Path, title: str, results: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+def draw(path: Path, title: str, results: dict[str, Any], rows: Rows) -> None:
     """Accuracy over tokens: direct dashed, TO solid, bars of one standard deviation."""
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for index, method in enumerate(results):
-        for way, style in (("direct", "--"), ("to", "-")):
-            line = [row for row in rows if (row["method"], row["way"]) == (method, way)]
-            axes.errorbar(
-                [row["tokens"] * 1.03 ** (index - 1) for row in line],  # side by side, not on top of each other
-                [row["mean"] for row in line],
-                [row["std"] for row in line],
-                fmt=f"o{style}",
-                color=f"C{index}",
-                capsize=3,
-                label=f"{METHODS[method]}, {WAYS[way]}",
-            )
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(BUDGETS, [str(budget) for budget in BUDGETS])
-    axes.minorticks_off()
-    axes.set(xlabel="tokens encoded", ylabel="top-1 (%)", title=title)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    with drawing(path) as axes:
+        for index, method in enumerate(results):
+            for way, style in (("direct", "--"), ("to", "-")):
+                line = [row for key, row in rows.items() if key[:2] == (method, way)]
+                axes.errorbar(
+                    [row["tokens"] * 1.03 ** (index - 1) for row in line],  # side by side, not on top of each other
+                    [row["mean"] for row in line],
+                    [row["std"] for row in line],
+                    fmt=f"o{style}",
+                    color=f"C{index}",
+                    capsize=3,
+                    label=f"{METHODS[method]}, {WAYS[way]}",
+                )
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(BUDGETS, [str(budget) for budget in BUDGETS])
+        axes.minorticks_off()
+        axes.set(xlabel="tokens encoded", ylabel="top-1 (%)", title=title)
 
 
 def report(output_dir: Path, tasks: dict[str, dict[str, Any]], seeds: Sequence[int]) -> str:
@@ -137,7 +122,7 @@ def report(output_dir: Path, tasks: dict[str, dict[str, Any]], seeds: Sequence[i
     for name, results in tasks.items():
         rows = summarise(results, seeds)
         training = {method: result["training"] for method, result in results.items()}
-        whole[name] = {"rows": rows, "claims": check_claims(rows), "training": training}
+        whole[name] = {"rows": list(rows.values()), "claims": check_claims(rows), "training": training}
         texts.append(results_markdown(name, results, rows, seeds))
         draw(output_dir / f"{name}.png", f"{name}: {len(seeds)} seeds", results, rows)
     write_json(output_dir / "results.json", whole)

@@ -17,17 +17,12 @@ import yaml
 
 from flux_hf.checkpoint_files import write_text
 
-from .design import (
-    BUDGETS,
-    METHODS,
-    SEARCH_FRAMES,
-    SEARCH_SIZES,
-    TOKENS,
-    merged_recipe,
-    points_of,
-    training_cost,
-)
+from .design import BUDGETS, METHODS, SEARCH_FRAMES, SEARCH_SIZES, TOKENS, merged_recipe, points_of, training_cost
 from .tasks import Task
+
+
+EVALUATION = ("--per_device_eval_batch_size", "48", "--dataloader_num_workers", "0")
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
 @dataclass(frozen=True)
@@ -53,19 +48,21 @@ class Run:
         return output_dir / self.task.name / name
 
 
+def launch(threads: int) -> list[str]:
+    """What `python -m` runs to train on the CPU by `accelerate launch`, before the training's flags."""
+    words = (
+        "accelerate.commands.launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no"
+    )
+    return [*words.split(), "--num_cpu_threads_per_process", str(threads), "-m", "training.finetune"]
+
+
 def call(command: Sequence[str], log: Path, threads: int) -> None:
     """Runs `python -m ...` with its output in a file.
 
     Raises:
         RuntimeError: it failed; says where the log is and how it ends.
     """
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": str(threads),
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TQDM_DISABLE": "1",
-    }
+    environment = {**os.environ, **OFFLINE, "OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
     with open(log, "a") as file:
         done = subprocess.run([sys.executable, "-m", *command], stdout=file, stderr=subprocess.STDOUT, env=environment)
     if done.returncode:
@@ -99,10 +96,8 @@ def train(run: Run, options: Options) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     recipe = options.output_dir / run.task.name / f"{directory.name}.yaml"
     write_text(recipe, yaml.safe_dump(flags, sort_keys=False))
-    launch = "accelerate.commands.launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no"
-    launch += f" --dynamo_backend no --num_cpu_threads_per_process {options.threads} -m training.finetune"
     arguments = ["--recipe", str(recipe), "--output_dir", str(directory), "--resume_from_checkpoint", "latest"]
-    call([*launch.split(), *arguments], recipe.with_suffix(".log"), options.threads)
+    call([*launch(options.threads), *arguments], recipe.with_suffix(".log"), options.threads)
 
 
 def search(run: Run, options: Options) -> dict[int, tuple[int, int]]:
@@ -116,15 +111,8 @@ def search(run: Run, options: Options) -> dict[int, tuple[int, int]]:
     if not found.exists():
         command = ["training.optimize_tokens", "--model_name_or_path", str(directory), "--data", str(run.task.search)]
         command += ["--token_budgets", *map(str, BUDGETS), "--frames", *map(str, SEARCH_FRAMES)]
-        command += [
-            "--sizes",
-            *map(str, SEARCH_SIZES),
-            "--per_device_eval_batch_size",
-            "48",
-            "--dataloader_num_workers",
-            "0",
-        ]
-        call([*command, *run.task.views], directory.with_suffix(".log"), options.threads)
+        command += ["--sizes", *map(str, SEARCH_SIZES), *EVALUATION, *run.task.views]
+        call(command, directory.with_suffix(".log"), options.threads)
     plan = json.loads(found.read_text())["token_plan"]
     return {int(budget): tuple(shape) for budget, shape in plan.items()}
 
@@ -140,8 +128,7 @@ def measure(run: Run, plan: dict[int, tuple[int, int]], options: Options) -> dic
     if not metrics.exists():
         points = dict.fromkeys(str(point) for points in ways.values() for point in points.values())
         command = ["training.evaluate", "--model_name_or_path", str(directory), "--data", str(run.task.test)]
-        command += ["--output_dir", str(metrics.parent), "--points", *points, "--per_device_eval_batch_size", "48"]
-        command += ["--dataloader_num_workers", "0", *run.task.views]
+        command += ["--output_dir", str(metrics.parent), "--points", *points, *EVALUATION, *run.task.views]
         call(command, directory.with_suffix(".log"), options.threads)
     measured = {point["point"]: point for point in json.loads(metrics.read_text())["points"]}
     return {way: {budget: measured[str(point)] for budget, point in points.items()} for way, points in ways.items()}
