@@ -51,6 +51,8 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
         preprocess.update(forward)
         top_k = None if top_k is None else as_count("top_k", top_k)
         _, _, postprocess = super()._sanitize_parameters(top_k=top_k, function_to_apply=function_to_apply)
+        if function_to_apply is None:  # transformers 5.17 says softmax, whatever the problem type
+            postprocess.pop("function_to_apply", None)
         return preprocess, forward, postprocess
 
     def __call__(self, inputs: Any, **kwargs: Any) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
