@@ -5,10 +5,13 @@ Everything that writes a file goes through `replacing`: a temporary name beside 
 """
 
 import csv
+import ctypes
+import glob
 import json
 import os
 import re
 import shutil
+import sys
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,11 +35,15 @@ from .configuration_fluxvit import *
 from .modeling_fluxvit import *
 from .token_selection import *
 from .video_decoding import *
+from .video_inputs import *
 from .video_processing_fluxvit import *
 from .video_streams import *
 from .video_transforms import *
 """
 SOURCE_FILES = [f"{name}.py" for name in re.findall(r"from \.(\w+) import", _COMPANIONS)]
+
+
+BYTES = "surrogateescape"  # how Python itself reads names of files that are not UTF-8
 
 
 # Writing -------------------------------------------------------------------------------------------------------------
@@ -80,8 +87,8 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def write_csv(path: str | os.PathLike, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Replaces a csv file."""
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    """Replaces a csv file, in UTF-8; names of files that are not text stay the bytes they are."""
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8", errors=BYTES) as file:
         csv.writer(file).writerows([header, *rows])
 
 
@@ -89,7 +96,7 @@ def publish(staging: Path, target: Path) -> None:
     """Moves a finished folder to `target`, and removes it.
 
     A target that is missing or empty is replaced in one go. Into one that holds something each file goes in one go,
-    the config last.
+    the config last; a folder in it takes the place of the one of its name.
     """
     flush_tree(staging)
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
@@ -98,9 +105,60 @@ def publish(staging: Path, target: Path) -> None:
         os.replace(staging, target)
     else:
         for path in sorted(staging.iterdir(), key=lambda path: (path.name == "config.json", path.name)):
-            os.replace(path, target / path.name)
+            old = target / path.name
+            if old.is_dir():  # its name is gone before it is: no half of it ever bears it
+                os.replace(old, doomed := target / f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+                remove(doomed)
+            os.replace(path, old)
         staging.rmdir()
     _flush(target.parent)
+
+
+@contextmanager
+def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """A copy of a folder, empty where there is none, whose files the block replaces (`replacing`); it takes the
+    folder's place in one go when the block ends, so that nobody sees old and new files beside each other.
+
+    Files are linked, not copied: to write into one would write into the old folder too. What a killed process left
+    behind is removed first. Where the system cannot exchange two names, the folder is gone for an instant.
+    """
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers_of(target)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        if target.exists():
+            shutil.copytree(target, temporary, symlinks=True, copy_function=_link)
+        else:
+            temporary.mkdir()
+        yield temporary
+        flush_tree(temporary)
+        if not target.exists():
+            os.replace(temporary, target)
+        else:
+            _exchange(temporary, target)
+        _flush(target.parent)
+    finally:
+        remove(temporary)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copy2(source, target)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Each takes the other's name, in one go where the system can."""
+    exchange = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if exchange is not None and exchange(here, os.fsencode(one), here, os.fsencode(other), swap) == 0:
+        return
+    old = other.with_name(f".{other.name}.{uuid.uuid4().hex[:12]}.old.tmp")
+    os.replace(other, old)
+    os.replace(one, other)
+    os.replace(old, one)
 
 
 def remove(path: Path) -> None:
@@ -117,6 +175,12 @@ def remove_leftovers(folder: Path) -> None:
         remove(path)
 
 
+def remove_leftovers_of(path: Path) -> None:
+    """Deletes what killed processes left of this file or folder. For one process, before it writes."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        remove(leftover)
+
+
 def flush_tree(path: Path) -> None:
     """Asks the disk to hold a file, or a folder with all in it, before anything that follows."""
     for entry in [*path.rglob("*"), path] if path.is_dir() else [path]:
@@ -124,11 +188,17 @@ def flush_tree(path: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Windows flushes only what is open for writing, and opens no folders."""
+    for access in (os.O_RDONLY,) if path.is_dir() else (os.O_RDWR, os.O_RDONLY):
+        try:
+            descriptor = os.open(path, access)
+        except PermissionError:
+            continue
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        return
 
 
 # Source files --------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -199,9 +200,11 @@ def sincos_position_table(grid: list[int], hidden_size: int) -> Tensor:
     return torch.from_numpy(table).float()[None]
 
 
-def _is_capturing(tensor: Tensor) -> bool:
-    """Whether a CUDA graph is being recorded, during which no value may be looked at."""
-    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
+MAX_CACHED_GRIDS = 16  # a search looks at 32 shapes in turn, flexible sampling draws from 18
 
 
 class FluxViTPositionEmbeddings(nn.Module):
@@ -213,25 +216,31 @@ class FluxViTPositionEmbeddings(nn.Module):
         frames, rows, columns = self.grid
         self.table = nn.Parameter(torch.zeros(1, 1 + frames * rows * columns, config.hidden_size))
         self.global_position_encoding = FluxViTAffine(config.hidden_size) if config.use_glpe else nn.Identity()
-        self._cached: tuple[tuple, list[Tensor], Tensor] | None = None
+        self._cached: tuple[list[Tensor], dict[tuple[int, int, int], Tensor]] | None = None
 
     def forward(self, frames: int, rows: int, columns: int) -> Tensor:
         """(1, 1 + frames * rows * columns, D): the class token's row as it is, then the grid's rows.
 
-        The last result is used again, when no gradient is wanted, for the same grid and the same weights. They are
-        compared by value, which costs a tenth of interpolating: versions and pointers miss writes through `.data`.
+        On a CPU, results are used again, when no gradient is wanted, for the same grid and the same weights. They are
+        compared by value, which costs a tenth of interpolating: versions and pointers miss writes through `.data`. A
+        GPU interpolates in less time than the comparison would make it wait.
         """
         weights = list(self.parameters())
         # sharded, fake and meta tensors have no values to compare at hand
-        plain = all(type(weight) is nn.Parameter and not weight.is_meta for weight in weights)
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or not plain or _is_capturing(self.table):
+        plain = all(type(weight) is nn.Parameter and weight.device.type == "cpu" for weight in weights)
+        recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if recorded or torch.is_grad_enabled() or not plain:
             return self._interpolate(frames, rows, columns)
-        key = (frames, rows, columns, self.table.dtype, self.table.device)
         cached = self._cached  # read once: threads may share the model
-        if cached is not None and cached[0] == key and all(map(torch.equal, cached[1], weights)):
-            return cached[2]
-        table = self._interpolate(frames, rows, columns)
-        self._cached = (key, [weight.detach().clone() for weight in weights], table)
+        if cached is None or not all(map(_is_same, cached[0], weights)):
+            cached = self._cached = [weight.detach().clone() for weight in weights], {}
+        tables = cached[1]
+        table = tables.get((frames, rows, columns))
+        if table is None:
+            table = self._interpolate(frames, rows, columns)
+            if len(tables) >= MAX_CACHED_GRIDS:
+                tables.clear()
+            tables[frames, rows, columns] = table
         return table
 
     def _interpolate(self, frames: int, rows: int, columns: int) -> Tensor:
@@ -766,6 +775,15 @@ class FluxViTForVideoClassification(FluxViTPreTrainedModel):
             raise ValueError(f"head must be from 1 to {len(self.alignment_decoders)} to be aligned, got {head}")
         return self.alignment_decoders[head - 1](pooled)
 
+    def _nothing_of_other_heads(self, head: int) -> Tensor:
+        """0, through all that `head` does not use: DDP waits for every parameter's gradient."""
+        others = [self.fluxvit.projectors[k] for k in range(len(self.classifiers)) if k != head]
+        others += [classifier for k, classifier in enumerate(self.classifiers) if k != head]
+        parameters = [p for module in [*others, self.alignment_decoders] for p in module.parameters()]
+        # sharded ones (FSDP) are gathered by their own modules, which wait for nothing
+        sums = [p.sum() for p in parameters if p.requires_grad and not hasattr(p, "placements")]
+        return 0.0 * torch.stack(sums).sum() if sums else self.fc_norm.weight.new_zeros(())
+
     def freeze_alignment(self) -> None:
         """Leaves the alignment decoders as they are, for training that aligns nothing."""
         self.alignment_decoders.requires_grad_(False)
@@ -839,7 +857,10 @@ class FluxViTForVideoClassification(FluxViTPreTrainedModel):
         outputs: FluxViTModelOutput = self.fluxvit(
             pixel_values_videos, token_budget=token_budget, head=head, keep_indices=keep_indices, **kwargs
         )
-        logits = self.classify(outputs.pooler_output, self.resolve_head(outputs.keep_indices.shape[1], head))
+        head = self.resolve_head(outputs.keep_indices.shape[1], head)
+        logits = self.classify(outputs.pooler_output, head)
+        if torch.is_grad_enabled() and dist.is_available() and dist.is_initialized():
+            logits = logits + self._nothing_of_other_heads(head)
         loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
         return FluxViTForVideoClassificationOutput(loss=loss, logits=logits, **outputs)
 

@@ -11,7 +11,7 @@ import torch
 from transformers import VideoClassificationPipeline
 
 from .token_selection import as_count
-from .video_processing_fluxvit import is_frame_list
+from .video_inputs import is_frame_list
 
 
 DEFAULT_DECODE_THREADS = 2
@@ -151,6 +151,8 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
     def _decode_ahead(
         self, inputs: Iterable, num_threads: int, batch_size: int, preprocess_params: dict
     ) -> Iterator[dict[str, torch.Tensor]]:
+        if hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__"):  # a torch Dataset need not end by itself
+            inputs = map(inputs.__getitem__, range(len(inputs)))
         waiting: deque[Future] = deque()
         pool = ThreadPoolExecutor(num_threads, thread_name_prefix="flux-decode")
         try:

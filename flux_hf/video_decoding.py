@@ -11,6 +11,7 @@ import importlib
 import io
 import os
 import stat
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -37,6 +38,8 @@ from .video_streams import (
 
 URL_TIMEOUT_SECONDS = 30.0
 BACKENDS = ("pyav", "decord")
+# Damage is an error of the packet it is in: else FFmpeg conceals it, or marks the frame alone, which may be skipped.
+STRICT = {"err_detect": "explode"}
 
 Source = str | os.PathLike | bytes | bytearray | memoryview | io.IOBase
 IndexSampler = Callable[[VideoMetadata], Sequence[int] | np.ndarray]
@@ -115,6 +118,7 @@ def decode_unique_frames(
     num_threads = _threads(num_threads)
     file = open_source(source)
     stream = probe(file)
+    _check_whole(file, stream, indices)
     if backend == "decord":
         if stream.decord_fault is not None:  # it finds frames otherwise than by decoding all, and is wrong then
             raise file.error(f"decord would not give its exact frames: {stream.decord_fault}")
@@ -152,6 +156,7 @@ def iter_video_frames(
     num_threads = _threads(num_threads)
     file = open_source(source)
     stream = probe(file)
+    _check_whole(file, stream, indices)
     if stream.group_fault is None:
         wanted = np.unique(_choose(file, stream, indices))
         frames = _frames_of_groups(file, stream, wanted, num_threads)
@@ -186,6 +191,12 @@ def _chunks(file: MediaFile, frames: Iterator, wanted: np.ndarray | None, chunk_
         yield torch.from_numpy(np.stack(chunk))
 
 
+def _check_whole(file: MediaFile, stream: Stream, indices: Indices) -> None:
+    """Raises VideoDecodeError for a file that is cut short, unless frames are asked for that lie in what is there."""
+    if stream.cut_short is not None and (indices is None or callable(indices)):
+        raise file.error(f"it is cut short: {stream.cut_short}")
+
+
 def _threads(num_threads: int) -> int:
     return 1 if num_threads == 0 and torch.utils.data.get_worker_info() is not None else num_threads
 
@@ -211,7 +222,7 @@ def open_source(source: Source) -> MediaFile:
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(f"a video must be a path, a URL, bytes or a file object, got {type(source).__name__}")
     path = os.fsdecode(source)
-    if path.startswith(("http://", "https://")):
+    if path.lower().startswith(("http://", "https://")):
         return MediaFile(path, _download(path))
     if "://" in path and not os.path.exists(path):
         raise VideoDecodeError(path, "only http and https URLs can be fetched")
@@ -224,8 +235,9 @@ def open_source(source: Source) -> MediaFile:
 
 
 def _download(url: str) -> bytes:
-    request = urllib.request.Request(url, headers={"User-Agent": "flux-hf"})
     try:
+        address = urllib.parse.quote(url, safe="!#$%&'()*+,/:;=?@[]~")  # what is encoded already stays as it is
+        request = urllib.request.Request(address, headers={"User-Agent": "flux-hf"})
         with urllib.request.urlopen(request, timeout=URL_TIMEOUT_SECONDS) as response:
             return response.read()
     except (OSError, ValueError, http.client.HTTPException) as error:
@@ -280,6 +292,7 @@ def _sequential_frames(file: MediaFile, num_threads: int) -> Iterator:
             video = best_stream(file, container)
             video.thread_type = "AUTO"
             video.codec_context.thread_count = num_threads
+            video.codec_context.options = STRICT
             has_keyframe = False
             for packet in packets_of(file, container, video):
                 for frame in decode_packet(packet, strict=has_keyframe):
@@ -352,8 +365,7 @@ def _frames_of_groups(
             context = video.codec_context
             video.thread_type = "AUTO"
             context.thread_count = num_threads
-            if only_check:
-                context.options = {"skip_loop_filter": "all", "skip_idct": "all"}
+            context.options = {**STRICT, **({"skip_loop_filter": "all", "skip_idct": "all"} if only_check else {})}
             for packet in packets_of(file, container, video):
                 frames = []
                 if packet.size:

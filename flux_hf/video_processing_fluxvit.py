@@ -9,14 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import torch
 from huggingface_hub.dataclasses import validate_typed_dict
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
-    ChannelDimension,
     PILImageResampling,
 )
 from transformers.processing_utils import Unpack, VideosKwargs
@@ -28,6 +26,7 @@ from .checkpoint_files import AUTO_MAP, save_source_files, without_source_files
 from .configuration_fluxvit import as_token_plan
 from .token_selection import as_count
 from .video_decoding import decode_unique_frames, sample_frame_indices
+from .video_inputs import as_frames, flatten_metadata, flatten_videos, is_decoder, is_source, read_decoder
 from .video_transforms import crop_corners, resize, target_size
 
 
@@ -193,8 +192,8 @@ class FluxViTVideoProcessor(BaseVideoProcessor):
             ValueError: a value out of range, or views of different shapes together with `return_tensors`.
         """
         options = self._call_options(kwargs)
-        sources = _flatten_videos(videos)
-        given_metadata = _flatten_metadata(options["video_metadata"], len(sources))
+        sources = flatten_videos(videos)
+        given_metadata = flatten_metadata(options["video_metadata"], len(sources))
         views, metadata = [], []
         for source, known in zip(sources, given_metadata, strict=True):
             frames, positions, about = self._load(source, known, options)
@@ -255,7 +254,10 @@ class FluxViTVideoProcessor(BaseVideoProcessor):
                 metadata, num_frames=options["num_frames"], fps=options["fps"], num_clips=num_clips
             )
 
-        if _is_source(source):
+        if is_decoder(source):
+            whole = sampling is False
+            frames, positions, about = read_decoder(source, None if whole else sampler)
+        elif is_source(source):
             whole = sampling is False
             frames, positions, about = decode_unique_frames(
                 source, None if whole else sampler, options["num_threads"], options["backend"]
@@ -263,7 +265,7 @@ class FluxViTVideoProcessor(BaseVideoProcessor):
             frames = frames.permute(0, 3, 1, 2)
         else:
             whole = sampling is False or (sampling is None and not options["sampling_given"])
-            frames = _as_frames(source, options["input_data_format"])
+            frames = as_frames(source, options["input_data_format"])
             about = known or VideoMetadata(total_num_frames=len(frames))
             about.height, about.width = frames.shape[-2:]
             chosen = np.arange(len(frames)) if whole else sampler(replace(about, total_num_frames=len(frames)))
@@ -356,91 +358,3 @@ def _with_matching_crop(settings: dict[str, Any]) -> dict[str, Any]:
         edge = crop.get("shortest_edge")
         settings["crop_size"] = {"height": edge, "width": edge} if edge else crop
     return settings
-
-
-def _is_source(video: Any) -> bool:
-    return isinstance(video, (str, os.PathLike, bytes, bytearray, memoryview)) or hasattr(video, "read")
-
-
-def _is_array(video: Any) -> bool:
-    return isinstance(video, (np.ndarray, torch.Tensor))
-
-
-def _is_frame(frame: Any) -> bool:
-    return isinstance(frame, PIL.Image.Image) or (_is_array(frame) and frame.ndim in (2, 3))
-
-
-def is_frame_list(video: Any) -> bool:
-    """Whether a list or tuple holds the frames of one video (images or arrays of 2 or 3 dimensions), not videos."""
-    return isinstance(video, (list, tuple)) and len(video) > 0 and all(_is_frame(item) for item in video)
-
-
-def _flatten_videos(videos: Any) -> list[Any]:
-    """The videos of a batch, however nested: sources, 4-D arrays, or lists of frames."""
-    if isinstance(videos, PIL.Image.Image):
-        return [[videos]]
-    if _is_source(videos):
-        return [videos]
-    if _is_array(videos):
-        if videos.ndim == 5:
-            return list(videos)
-        if videos.ndim == 4:
-            return [videos]
-        if videos.ndim == 3:
-            return [[videos]]
-        raise ValueError(f"frames must be (T, H, W, C), (T, C, H, W), a batch of them or one frame, got {videos.shape}")
-    if not isinstance(videos, (list, tuple)):
-        raise ValueError(f"a video must be a file, frames or a list of them, got {type(videos).__name__}")
-    if len(videos) == 0:
-        raise ValueError("no video given: the list is empty")
-    if is_frame_list(videos):
-        return [videos]
-    return [video for item in videos for video in _flatten_videos(item)]
-
-
-def _flatten_metadata(metadata: Any, num_videos: int) -> list[VideoMetadata | None]:
-    """One entry a video, copied; None where none was given."""
-    if metadata is None:
-        return [None] * num_videos
-
-    def flat(item):
-        return [entry for part in item for entry in flat(part)] if isinstance(item, (list, tuple)) else [item]
-
-    entries = [None if entry is None else VideoMetadata(**dict(entry)) for entry in flat(metadata)]
-    if len(entries) != num_videos:
-        raise ValueError(f"`video_metadata` must have one entry a video: got {len(entries)} for {num_videos} videos")
-    return entries
-
-
-def _as_frames(video: Any, data_format: str | ChannelDimension | None) -> torch.Tensor:
-    """Frames in memory as one (T, C, H, W) tensor; integers as uint8."""
-    if isinstance(video, (list, tuple)):
-        parts = []
-        for frame in video:
-            if isinstance(frame, PIL.Image.Image):
-                mode = "RGBA" if frame.mode in ("RGBA", "LA", "PA") or "transparency" in frame.info else "RGB"
-                frame = np.array(frame.convert(mode))
-                data_format = ChannelDimension.LAST
-            frame = torch.as_tensor(frame)
-            parts.append(frame[..., None] if frame.ndim == 2 else frame)
-        shapes = sorted({tuple(part.shape) for part in parts})
-        if len(shapes) > 1:
-            raise ValueError(f"the frames of a video must have one size, got {shapes}")
-        video = torch.stack(parts)
-    else:
-        video = torch.from_numpy(np.ascontiguousarray(video)) if isinstance(video, np.ndarray) else video
-    if video.numel() == 0:
-        raise ValueError(f"a video without frames or pixels: {tuple(video.shape)}")
-    if data_format is None:
-        channels = (1, 3, 4)
-        if video.shape[1] not in channels and video.shape[-1] not in channels:
-            raise ValueError(f"neither dimension 1 nor the last of {tuple(video.shape)} is 1, 3 or 4 colour channels")
-        first = video.shape[1] in channels
-        data_format = ChannelDimension.FIRST if first else ChannelDimension.LAST
-    if ChannelDimension(data_format) == ChannelDimension.LAST:
-        video = video.permute(0, 3, 1, 2)
-    if not video.is_floating_point() and video.dtype != torch.uint8:
-        if video.dtype == torch.bool or int(video.min()) < 0 or int(video.max()) > 255:
-            raise ValueError(f"integer frames must lie in 0 to 255, got {video.dtype} up to {video.max()}")
-        video = video.to(torch.uint8)
-    return video

@@ -8,6 +8,7 @@ each can be decoded from the keyframe before it.
 
 import importlib
 import io
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -73,6 +74,20 @@ class MediaFile:
         source = self.name if self.data is None else io.BytesIO(self.data)
         return import_decoder("av").open(source, metadata_errors="replace")
 
+    def size(self) -> int:
+        """In bytes; 0 where it is not known."""
+        if self.data is not None:
+            return len(self.data)
+        return os.path.getsize(self.name) if os.path.isfile(self.name) else 0
+
+    def read(self, position: int, length: int) -> bytes:
+        """Some of its bytes."""
+        if self.data is not None:
+            return self.data[position : position + length]
+        with open(self.name, "rb") as file:
+            file.seek(position)
+            return file.read(length)
+
     def error(self, reason: str | Exception) -> VideoDecodeError:
         """The error for this file, with FFmpeg's own words where it raised one."""
         if isinstance(reason, Exception):
@@ -92,6 +107,7 @@ class Stream:
     likely_frame_count: int  # what the packets suggest; true of most files
     group_fault: str | None  # why a group of pictures cannot be read alone; None where it can
     decord_fault: str | None  # why decord would not give the right frames; None where it does
+    cut_short: str | None = None  # what is missing at the end, as the container itself tells; None where nothing is
     packet_times: np.ndarray | None = None  # (packets,) in decoding order, time base units; where groups can be read
     key_packets: np.ndarray | None = None  # positions of the keyframes among them
 
@@ -189,9 +205,49 @@ def _scan(file: MediaFile, container, video, seekable_format: bool) -> Stream:
         likely_frame_count=max(1, packets - discarded - empty),
         group_fault=fault,
         decord_fault=fault or groups.decord_fault or _picture_fault(first),
+        cut_short=_cut_short(file),
         packet_times=None if fault else np.array(groups.times),
         key_packets=None if fault else np.array(groups.keys),
     )
+
+
+def _cut_short(file: MediaFile) -> str | None:
+    """Whether the file ends before the container says: MP4, AVI and Matroska tell how many bytes there should be."""
+    head, promised = file.read(0, 4096), 0
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+        promised = _end_of_boxes(file)
+    elif head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        promised = 8 + int.from_bytes(head[4:8], "little")
+    elif head[:4] == b"\x1a\x45\xdf\xa3":  # EBML header, then the segment that holds everything
+        size, start = _ebml_size(head, 4)
+        segment = start + (size or 0)
+        if head[segment : segment + 4] == b"\x18\x53\x80\x67":
+            size, start = _ebml_size(head, segment + 4)
+            promised = start + size if size is not None else 0
+    missing = promised - file.size()
+    return f"it ends {missing} bytes before its own end" if missing > 1 else None  # AVI pads to an even length
+
+
+def _end_of_boxes(file: MediaFile) -> int:
+    """Where the last box of an MP4 or MOV file (ISO/IEC 14496-12, 4.2) that has a medium's data ends."""
+    position, end = 0, 0
+    while len(head := file.read(position, 16)) >= 8:
+        size = int.from_bytes(head[:4], "big")
+        if size == 1:
+            size = int.from_bytes(head[8:16], "big")
+        if size < 8:  # 0: up to the end of the file, whatever that is
+            break
+        position += size
+        if head[4:8] == b"mdat":  # players write what they like behind it
+            end = position
+    return end
+
+
+def _ebml_size(data: bytes, position: int) -> tuple[int | None, int]:
+    """A variable-length size (RFC 8794, 4), None for unknown, and where what it measures begins."""
+    length = 9 - data[position].bit_length() if position < len(data) and data[position] else 8
+    value = int.from_bytes(data[position : position + length], "big") & ((1 << 7 * length) - 1)
+    return (None if value == (1 << 7 * length) - 1 else value), position + length
 
 
 def _group_fault(
@@ -216,6 +272,9 @@ def _picture_fault(frame) -> str | None:
         return f"colours of {frame.format.name} {frame.width}x{frame.height}"
     if min(frame.width, frame.height) < 32:
         return f"size {frame.width}x{frame.height}"  # decord fails on, or misreads, rows shorter than its alignment
+    matrix = _display_matrix(frame)
+    if matrix is not None and matrix[0] and matrix[1]:
+        return "turned by its display matrix by no quarter turn"
     transpose, mirror, flip = orientation(frame)
     if transpose == (mirror == flip):
         return "mirrored by its display matrix"  # decord only turns
@@ -302,16 +361,26 @@ def _x264_build(packet) -> float:
     return int(match[1]) if match else float("inf")
 
 
+def _display_matrix(frame) -> list[int] | None:
+    """The first five numbers of a frame's display matrix, where it has one."""
+    try:
+        data = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV does not know a kind of data that lies beside it, such as Exif
+        turns = round(frame.rotation / 90) % 4  # anticlockwise
+        return {1: [0, -1, 0, 1, 0], 2: [-1, 0, 0, 0, -1], 3: [0, 1, 0, -1, 0]}.get(turns)
+    return None if data is None else np.frombuffer(bytes(data), dtype=np.int32)[:5].tolist()
+
+
 def orientation(frame) -> tuple[bool, bool, bool]:
     """(transpose, then mirror left-right, then flip upside down) that turns a frame upright, by its display matrix.
 
     Rows of the matrix map (x, y) to (a x + c y, b x + d y), as in FFmpeg's libavutil/display.h. Angles between the
     quarter turns are taken for the nearest one.
     """
-    data = frame.side_data.get("DISPLAYMATRIX")
-    if data is None:
+    matrix = _display_matrix(frame)
+    if matrix is None:
         return False, False, False
-    a, b, _, c, d = np.frombuffer(bytes(data), dtype=np.int32)[:5].tolist()
+    a, b, _, c, d = matrix
     if abs(b) > abs(a):
         return True, c < 0, b < 0
     return False, a < 0, d < 0

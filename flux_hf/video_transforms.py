@@ -3,6 +3,8 @@
 
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import torch
 import torchvision.transforms.v2.functional as tvF
 from transformers.image_utils import PILImageResampling, pil_torch_interpolation_mapping
@@ -77,6 +79,23 @@ def _linear_taps(length: int, new_length: int, device: torch.device, zero_outsid
     return tuple(tensor.to(device) for tensor in taps + weights)
 
 
+def picture_levels(picture: PIL.Image.Image, keep_alpha: bool = False) -> np.ndarray:
+    """A picture's levels (H, W, 3) uint8; with `keep_alpha` (H, W, 4) where it has transparency.
+
+    16-bit ones are scaled to 8, as FFmpeg does.
+
+    Raises:
+        ValueError: a mode whose range of levels is not known (32-bit integers, floats).
+    """
+    if picture.mode.startswith("I;16"):
+        levels = (np.asarray(picture).astype(np.uint32) * 255 + 32767) // 65535
+        return np.repeat(levels.astype(np.uint8)[..., None], 3, axis=2)
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"pictures must have 8 or 16 bits a channel, got mode {picture.mode!r}")
+    has_alpha = picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info
+    return np.array(picture.convert("RGBA" if keep_alpha and has_alpha else "RGB"))
+
+
 def crop_corners(frame_size: tuple[int, int], crop_size: tuple[int, int], num_crops: int) -> list[tuple[int, int]]:
     """(top, left) of `num_crops` crops spread along the long side, the first and last at its ends; one: the centre."""
     (height, width), (crop_height, crop_width) = frame_size, crop_size
@@ -91,4 +110,4 @@ def crop_corners(frame_size: tuple[int, int], crop_size: tuple[int, int], num_cr
     return [(spare_rows // 2, j * spare_columns // (num_crops - 1)) for j in steps]
 
 
-__all__ = ["crop_corners", "resize", "target_size"]
+__all__ = ["crop_corners", "picture_levels", "resize", "target_size"]

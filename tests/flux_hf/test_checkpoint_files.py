@@ -93,3 +93,46 @@ def test_a_finished_folder_is_published(tmp_path, before, monkeypatch):
     }
     assert not staging.exists()
     assert order == (["a.bin", "z.py", "config.json"] if before else [".staging"])
+
+
+def test_files_are_flushed_where_folders_cannot_be_opened(tmp_path, monkeypatch):
+    """As on Windows, where only what is open for writing can be flushed."""
+    opened, flushed, real_open, real_fsync = {}, [], os.open, os.fsync
+
+    def windows_open(path, access, *more):
+        if os.path.isdir(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        descriptor = real_open(path, access, *more)
+        opened[descriptor] = access & os.O_ACCMODE
+        return descriptor
+
+    def windows_fsync(descriptor):
+        if opened.get(descriptor) == os.O_RDONLY:
+            raise OSError(9, "Bad file descriptor")
+        flushed.append(descriptor)
+        real_fsync(descriptor)
+
+    monkeypatch.setattr(files.os, "open", windows_open)
+    monkeypatch.setattr(files.os, "fsync", windows_fsync)
+    files.write_json(tmp_path / "a.json", {"a": 1})
+    with files.replacing_folder(tmp_path / "folder") as folder:
+        (folder / "b.txt").write_text("b")
+    assert (tmp_path / "folder" / "b.txt").read_text() == "b" and len(flushed) == 2
+
+
+def test_a_folder_is_exchanged_in_one_go(tmp_path):
+    target = tmp_path / "out"
+    with files.replacing_folder(target) as folder:
+        files.write_text(folder / "a.txt", "old")
+        files.write_text(folder / "kept.txt", "kept")
+    with pytest.raises(RuntimeError), files.replacing_folder(target) as folder:
+        files.write_text(folder / "a.txt", "half")
+        raise RuntimeError
+    assert (target / "a.txt").read_text() == "old"
+    (tmp_path / ".out.0123456789ab.tmp").mkdir()  # of a killed process
+    (tmp_path / "link").symlink_to(target)
+    with files.replacing_folder(tmp_path / "link") as folder:
+        files.write_text(folder / "a.txt", "new")
+        assert (target / "a.txt").read_text() == "old"
+    assert (target / "a.txt").read_text() == "new" and (target / "kept.txt").read_text() == "kept"
+    assert sorted(os.listdir(tmp_path)) == ["link", "out"] and (tmp_path / "link").is_symlink()

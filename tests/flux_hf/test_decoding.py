@@ -414,7 +414,7 @@ def test_relative_path_that_looks_like_a_protocol(tmp_path, monkeypatch):
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        if self.path == "/clip.mp4":
+        if self.path in ("/clip.mp4", "/%C3%A9t%C3%A9%20clip.mp4?a=b%2Fc"):
             body = video("h264_bframes_mp4")
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
@@ -456,6 +456,9 @@ def test_urls(server, monkeypatch):
     for name in ("clip.mp4", "moved.mp4"):
         frames, metadata = decode_video(f"{server}/{name}", [7])
         assert video_files.read_barcode(frames[0].numpy()) == 7
+    encoded = f"{server}/%C3%A9t%C3%A9%20clip.mp4?a=b%2Fc"
+    for url in (encoded, f"{server}/été clip.mp4?a=b%2Fc", f"{server}/clip.mp4".replace("http", "HTTP")):
+        assert len(decode_video(url, [7])[0]) == 1
     for name in ("missing.mp4", "cut.mp4", "silent.mp4"):
         with pytest.raises(VideoDecodeError, match=f"{server}/{name}.*cannot be fetched"):
             decode_video(f"{server}/{name}")

@@ -600,3 +600,37 @@ def test_cuda_keeps_the_tokens_the_cpu_keeps(dtype):
     assert torch.equal(outputs.keep_indices.cpu(), expected.keep_indices)
     tolerance = 1e-4 if dtype == torch.float32 else 5e-2
     torch.testing.assert_close(outputs.logits.cpu(), expected.logits, atol=tolerance, rtol=tolerance)
+
+
+def test_positions_of_several_grids_are_kept_and_never_stale():
+    model = tiny_model().eval()
+    positions = model.base_model.embeddings.position_embeddings
+    grids = [(2, 2, 2), (4, 2, 2), (3, 3, 1)]
+    with torch.no_grad():
+        first = [positions(*grid) for grid in grids]
+        assert all(positions(*grid) is table for grid, table in zip(grids, first, strict=True))
+        positions.table.data.add_(1.0)  # written past autograd's version count
+        second = [positions(*grid) for grid in grids]
+        for before, after in zip(first, second, strict=True):
+            assert not torch.equal(before, after)
+        for index in range(40):
+            positions(index + 1, 1, 1)
+        assert len(positions._cached[1]) <= 16
+
+
+def test_a_traced_model_keeps_no_clips_positions():
+    model = tiny_model().eval()
+
+    class Logits(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, video):
+            return self.model(video).logits
+
+    clips = [torch.randn(1, 4, 3, 28, 28, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    with torch.no_grad():
+        expected = [Logits()(clip) for clip in clips]
+        traced = torch.jit.trace(Logits(), clips[0], strict=False)
+        torch.testing.assert_close([traced(clip) for clip in clips], expected)
