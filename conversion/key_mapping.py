@@ -84,7 +84,7 @@ DROPPED_KEYS: list[tuple[str, str]] = [
     (r"mae_.*", "decoder of the VideoMAE alignment in pretraining"),
 ]
 VISION_PREFIX = "vision_encoder."
-PREFIXES = re.compile(r"^((module|backbone|vision_encoder|encoder)\.)+")
+PREFIXES = re.compile(r"^((module|backbone|vision_encoder|encoder|_orig_mod)\.)+")
 
 
 def _pattern(name: str) -> re.Pattern:

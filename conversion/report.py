@@ -61,7 +61,7 @@ def shorten(names: list[str]) -> str:
 def read_text(path: str | os.PathLike) -> str:
     """A file of UTF-8. Raises ValueError, naming it, for anything else."""
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8: {error}") from error
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from conversion.report import ConversionError, KeyReport
 from flux_hf import FluxViTConfig, FluxViTVideoProcessor
-from flux_hf.checkpoint_files import publish, write_json
+from flux_hf.checkpoint_files import replacing_folder, write_json
 
 
 REPORT_NAME = "conversion_report.json"
@@ -36,10 +36,12 @@ def make_processor(config: FluxViTConfig) -> FluxViTVideoProcessor:
 
 
 def save_verified(model: torch.nn.Module, output: Path, source: Path, report: KeyReport) -> None:
-    """Saves to a temporary folder beside `output`, loads it again, compares, and only then moves it into place."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as staging_name:
-        staging = Path(staging_name) / "checkpoint"
+    """Saves to a folder beside `output`, loads that again, compares, and only then puts it in place, in one go.
+
+    Other files in an `output` that is there already stay.
+    """
+    with replacing_folder(output) as whole, tempfile.TemporaryDirectory(prefix=".", dir=whole) as folder:
+        staging = Path(folder)
         try:
             model.save_pretrained(staging)
         except SafetensorError as error:
@@ -49,14 +51,10 @@ def save_verified(model: torch.nn.Module, output: Path, source: Path, report: Ke
         report.notes.append(
             f"verified: loaded again, every tensor is bit-equal, a random clip's features within {difference:.0e}"
         )
-        record = {
-            "source": source.name,
-            "source_sha256": sha256(source),
-            "verified": True,
-            **report.record(),
-        }
-        write_json(staging / REPORT_NAME, record)
-        publish(staging, output)
+        made = {"source": source.name, "source_sha256": sha256(source), "verified": True}
+        write_json(staging / REPORT_NAME, {**made, **report.record()})
+        for path in staging.iterdir():
+            os.replace(path, whole / path.name)
 
 
 def _compare_with_saved(model: torch.nn.Module, saved: Path) -> float:

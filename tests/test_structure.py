@@ -76,3 +76,17 @@ def test_modules_and_functions_stay_short(name):
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             assert node.end_lineno - node.lineno < MAX_FUNCTION_LINES, f"{name}.{node.name}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_text_files_are_opened_with_their_encoding(name):
+    """Without one, Windows reads and writes its local code page."""
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        called = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+        words = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+        is_text = called in ("read_text", "write_text") and isinstance(node.func, ast.Attribute)
+        is_text |= called == "open" and isinstance(node.func, ast.Name) and not any("b" in str(word) for word in words)
+        given = {keyword.arg for keyword in node.keywords}
+        assert not is_text or "encoding" in given, f"{name}, line {node.lineno}: {called} without encoding"

@@ -1,10 +1,12 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
 """The flags of every command, in groups and named as in the Hugging Face example scripts; recipes that preset them."""
 
+import sys
 from argparse import RawDescriptionHelpFormatter
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 import yaml
 from transformers import HfArgumentParser
@@ -85,6 +87,7 @@ class ModelArguments(CheckpointArguments):
     config_name: str | None = flag(None, "json file of config fields, for a model from scratch")
     num_frames: int | None = flag(None, "frames of the default clip (validation, saved checkpoint)")
     size: int | None = flag(None, "side of the default clip, in pixels")
+    new_classifiers: bool = flag(False, "start the classifiers anew, whatever the checkpoint's labels are")
     drop_path_rate: float | None = flag(None, "stochastic depth; the model's own if not given")
     classifier_dropout: float | None = flag(None, "dropout before the classifier; the model's own if not given")
     gradient_checkpointing: bool = flag(False, "recompute layers in the backward pass, to save memory")
@@ -106,6 +109,7 @@ class ObjectiveArguments:
     cutmix: float = flag(0.0, "alpha of cutmix; 1.0 as published")
     mixup_prob: float = flag(1.0, "probability that a batch is mixed")
     mixup_switch_prob: float = flag(0.5, "probability of cutmix where both are on")
+    class_weights: bool = flag(False, "weigh the loss of each class by how rare it is: clips / (classes x its clips)")
     label_smoothing: float = flag(0.0, "0.1 in the released code, 0 in the paper")
 
 
@@ -114,6 +118,8 @@ class DataArguments(LoaderArguments, SourceArguments):
     validation_data: str | None = flag(None, "as --data, for validation")
     validation_split: str | None = flag(None, "likewise for validation; alone, a split of --data")
     streaming: bool = flag(False, "stream --dataset_name instead of downloading it")
+    shuffle_buffer_size: int = flag(256, "clips of a stream, with their contents, that each loader worker draws from")
+    split_stream: bool = flag(False, "each loader worker reads a part of the stream, not all: batches depend on them")
     max_train_samples: int | None = flag(None, "use only so many clips; of a stream, so many an epoch")
     frame_cache: str | None = flag(None, "folder where each clip's frames are kept once decoded")
     frame_cache_short_side: int | None = flag(None, "short side, in pixels, of the kept frames")
@@ -132,6 +138,7 @@ class SamplingArguments:
     sizes: list[int] | None = flag(None, "sizes in pixels, for --sampling custom")
     token_window: list[int] | None = flag(None, "lowest and highest dense token count, for --sampling custom")
     independent_shapes: bool = flag(False, "each process draws its own pair at a step, as the official code does")
+    class_balanced: bool = flag(False, "draw the clips of an epoch so that all classes are equally likely")
     sampling_rule: str | None = flag(
         None, "how training frames are drawn; by the kind of data if not given", [None, *SAMPLING_RULES]
     )
@@ -204,13 +211,14 @@ class FinetuneArguments:
     views: ViewArguments
     run: RunArguments
     hub: HubArguments
+    recipe: str | None = None
 
     def flat(self) -> dict[str, Any]:
-        """Flag -> value."""
-        return {name: value for group in vars(self).values() for name, value in asdict(group).items()}
+        """Flag -> value; the recipe's flags are among them."""
+        return {name: value for group in GROUPS for name, value in asdict(getattr(self, group)).items()}
 
 
-GROUPS: tuple[type, ...] = tuple(field.type for field in fields(FinetuneArguments))
+GROUPS: dict[str, type] = {field.name: field.type for field in fields(FinetuneArguments) if field.name != "recipe"}
 
 
 # Reading them --------------------------------------------------------------------------------------------------------
@@ -225,6 +233,8 @@ def parse_command(group: type, description: str, arguments: list[str] | None = N
     parser = HfArgumentParser(group, description=description, formatter_class=RawDescriptionHelpFormatter)
     for name, text in positional.items():
         parser.add_argument(name, nargs="+", help=text)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
     args, *lists = parser.parse_args_into_dataclasses(arguments)
     vars(args).update(*map(vars, lists))
     check_values(vars(args))
@@ -234,18 +244,40 @@ def parse_command(group: type, description: str, arguments: list[str] | None = N
 
 
 def read_recipe(path: str) -> dict:
-    """A YAML file of flags.
+    """A YAML file of flags, each of the type that its flag has, whatever YAML takes it for.
 
     Raises:
-        ValueError: it is no mapping, or names a flag that does not exist.
+        ValueError: it is no mapping, names a flag that does not exist, or gives one a value of another type.
     """
-    recipe = yaml.safe_load(Path(path).read_text())
+    recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
     if not isinstance(recipe, dict):
         raise ValueError(f"a recipe must map flags to values, got {type(recipe).__name__} in {path}")
-    unknown = sorted(set(recipe) - {flag.name for group in GROUPS for flag in fields(group)})
+    types = {flag.name: flag.type for group in GROUPS.values() for flag in fields(group)}
+    optional = {flag.name for group in GROUPS.values() for flag in fields(group) if flag.default is None}
+    unknown = sorted(set(recipe) - set(types))
     if unknown:
         raise ValueError(f"unknown flags in the recipe {path}: {unknown}")
-    return recipe
+    return {
+        name: None if value is None and name in optional else _typed(name, types[name], value)
+        for name, value in recipe.items()
+    }
+
+
+def _typed(name: str, kind: Any, value: Any) -> Any:
+    """A recipe's value as the flag's type has it: `no` as a word, 2e-4 as a number, one value as a list."""
+    if isinstance(kind, UnionType):
+        [kind] = [other for other in get_args(kind) if other is not type(None)]
+    if get_origin(kind) is list:
+        return [_typed(name, get_args(kind)[0], item) for item in (value if isinstance(value, list) else [value])]
+    if kind is str and isinstance(value, (str, int, float)):
+        return ("yes" if value else "no") if isinstance(value, bool) else str(value)
+    fits = isinstance(value, bool) if kind is bool else isinstance(value, (int, float, str)) and value is not True
+    try:
+        if fits and (kind is not int or float(value) == int(float(value))):
+            return kind(value)
+    except ValueError:
+        pass
+    raise ValueError(f"{name} in a recipe must be of type {kind.__name__}, got {value!r}")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> FinetuneArguments:
@@ -254,13 +286,13 @@ def parse_arguments(arguments: list[str] | None = None) -> FinetuneArguments:
     Raises:
         ValueError: naming a flag whose value cannot work.
     """
-    parser = HfArgumentParser(GROUPS, description="Fine-tunes FluxViT for video classification.")
+    parser = HfArgumentParser(list(GROUPS.values()), description="Fine-tunes FluxViT for video classification.")
     parser.add_argument("--recipe", help="YAML file of flags; the command line overrides it")
     recipe = parser.parse_known_args(arguments)[0].recipe
     if recipe:
         parser.set_defaults(**read_recipe(recipe))
     *groups, _ = parser.parse_args_into_dataclasses(arguments)
-    args = FinetuneArguments(*groups)
+    args = FinetuneArguments(*groups, recipe=recipe)
     check_values(args.flat())
     check_arguments(args)
     return args
@@ -275,7 +307,7 @@ _COUNTS = (
 _SHARES = "max_failed_share mixup_prob mixup_switch_prob horizontal_flip label_smoothing lora_dropout drop_path_rate"
 _NOT_NEGATIVE = (
     "alignment_weight freeze_layers lora_rank mixup cutmix min_learning_rate warmup_learning_rate num_warmup_epochs "
-    "num_warmup_steps weight_decay dataloader_num_workers seed"
+    "num_warmup_steps weight_decay dataloader_num_workers seed shuffle_buffer_size"
 )
 
 
@@ -313,6 +345,9 @@ def check_arguments(args: FinetuneArguments) -> None:
         raise ValueError("--streaming needs --dataset_name")
     if data.streaming and data.max_train_samples is None:
         raise ValueError("--streaming needs --max_train_samples: the clips of an epoch, for a stream has no length")
+    for name, group in (("class_balanced", args.sampling), ("class_weights", objective)):
+        if data.streaming and getattr(group, name):
+            raise ValueError(f"--{name} must know all labels: not with --streaming")
     if args.hub.push_to_hub and args.hub.hub_license is None:
         raise ValueError("--push_to_hub needs --hub_license: the license of a model is never guessed")
     _check_sampling(args.sampling)

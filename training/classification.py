@@ -24,6 +24,7 @@ from .arguments import (
     AugmentationArguments,
     DataArguments,
     FinetuneArguments,
+    ObjectiveArguments,
     SamplingArguments,
     SourceArguments,
 )
@@ -37,7 +38,7 @@ from .data.reader import Clip
 from .data.sampling import SAMPLING_PRESETS, ClipShape, FlexibleSampling, FluxBatchSampler, step_generator
 from .data.sources import label_names, open_stream, spread, stream_label_names
 from .data.streaming import StreamingClips
-from .data.targets import ClassTargets, label_targets
+from .data.targets import ClassTargets, class_shares, encode_labels
 from .engine.loop import Batches
 from .inference.command import list_clips
 from .inference.metrics import evaluate_scores
@@ -61,8 +62,11 @@ class LabelledData:
     labels: list[str]
 
 
-def held_out_source(args: DataArguments) -> SourceArguments:
-    """Where validation clips come from: the training set's own source, but for what is said of them."""
+def held_out_source(args: Any) -> SourceArguments:
+    """Where validation clips come from: the training set's own source, but for what is said of them.
+
+    `args` are `SourceArguments` with `validation_data` and `validation_split`.
+    """
     other_set = {"data": args.validation_data, "dataset_name": None} if args.validation_data else {}
     return replace(args, split=args.validation_split, **other_set)
 
@@ -83,17 +87,18 @@ def read_data(args: DataArguments, max_eval_samples: int | None) -> LabelledData
 
 
 def cached(clips: list[Clip], args: DataArguments, accelerator: Accelerator) -> list[Clip]:
-    """The clips with their frames kept on disk, if asked for; the machine's first process decodes them."""
+    """The clips with their frames kept on disk, if asked for; all processes share the decoding."""
     if args.frame_cache is None or not clips:
         return clips
-    with accelerator.local_main_process_first():
-        return cache_clips(
-            clips,
-            args.frame_cache,
-            short_side=args.frame_cache_short_side,
-            max_frames=args.frame_cache_max_frames,
-            num_workers=max(args.dataloader_num_workers, 1),
-        )
+    return cache_clips(
+        clips,
+        args.frame_cache,
+        short_side=args.frame_cache_short_side,
+        max_frames=args.frame_cache_max_frames,
+        num_workers=max(args.dataloader_num_workers, 1),
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
 
 
 def clip_shapes(args: SamplingArguments, config: FluxViTConfig) -> list[ClipShape]:
@@ -118,6 +123,7 @@ def build_batches(
     args: FinetuneArguments,
     config: FluxViTConfig,
     source: list[Clip] | datasets.IterableDataset,
+    targets: ClassTargets,
     augment: ClipAugment,
     accelerator: Accelerator,
 ) -> Batches:
@@ -133,9 +139,10 @@ def build_batches(
         accelerator.process_index,
         world,
         same_shape_on_all_ranks=not args.sampling.independent_shapes,
+        clip_weights=class_shares(source, targets)[1].numpy() if args.sampling.class_balanced else None,
     )
     samples = {
-        "targets": ClassTargets(config.label2id, args.data.multi_label),
+        "targets": targets,
         "augment": augment.on_worker if args.augmentation.augment_on_device else augment,
         "seed": args.run.seed,
         "num_sample": args.augmentation.num_sample,
@@ -150,6 +157,7 @@ def build_batches(
     }
     if streamed:
         place = {"rank": accelerator.process_index, "world_size": world}
+        place |= {"buffer_size": args.data.shuffle_buffer_size, "split_workers": args.data.split_stream}
         clips = StreamingClips(source, sampler.shape_of, per_process, len(sampler), **samples, **place)
         return Batches(DataLoader(clips, batch_size=None, **loading), clips, len(sampler), num_clips)
     loader = DataLoader(ClipDataset(source, **samples), batch_sampler=sampler, collate_fn=collate, **loading)
@@ -171,6 +179,7 @@ class ClassificationTask:
     augment: ClipAugment
     mix: MixupCutmix
     held_out: list[Clip]
+    held_out_targets: Tensor | None
     failures: FailureLog
     metric: str = "eval_mean"
 
@@ -201,7 +210,7 @@ class ClassificationTask:
             data.dataloader_num_workers,
             data.multi_label,
         )
-        return evaluate_budgets(predict, self.held_out, self.config)
+        return evaluate_budgets(predict, self.held_out, self.held_out_targets, self.config)
 
     def export(self, directory: Path, weights: dict[str, Tensor]) -> None:
         """Writes model and processor."""
@@ -217,13 +226,23 @@ class ClassificationTask:
         self.failures.load_state_dict(state["failures"])
 
 
-def evaluate_budgets(predict: Predictor, clips: Sequence[Clip], config: FluxViTConfig) -> dict[str, float]:
+def class_weights(args: ObjectiveArguments, data: LabelledData, label2id: dict[str, int]) -> Tensor | None:
+    """Of the loss, by how rare the classes are, if asked for; one that does not occur weighs nothing."""
+    if not args.class_weights:
+        return None
+    counts, _ = class_shares(data.training, ClassTargets(label2id, multi_label=True))
+    weights = counts.sum() / (len(counts) * counts)
+    return torch.where(counts > 0, weights, 0.0).float()
+
+
+def evaluate_budgets(
+    predict: Predictor, clips: Sequence[Clip], targets: Tensor, config: FluxViTConfig
+) -> dict[str, float]:
     """Metrics of the default clip at each trained budget."""
     points = [EvalPoint(config.num_frames, config.image_height_width[0], budget) for budget in config.token_budgets]
     predictions = predict(clips, points)
     for name, reason in predictions.failures:
         logger.warning(f"validation clip {name} left out: {reason}")
-    targets = label_targets(clips, config)
     scores = [evaluate_scores(predictions.scores[index], targets) for index in range(len(points))]
     metrics = {
         f"eval_{metric}_{point.token_budget}": value
@@ -237,16 +256,18 @@ def evaluate_budgets(predict: Predictor, clips: Sequence[Clip], config: FluxViTC
 def build_task(
     args: FinetuneArguments,
     data: LabelledData,
+    label2id: dict[str, int],
     config: FluxViTConfig,
     processor: FluxViTVideoProcessor,
     accelerator: Accelerator,
 ) -> ClassificationTask:
     """The task of the flags, for a model of this config. Raises ValueError for labels that the model does not have."""
-    if data.held_out:
-        label_targets(data.held_out, config)  # unknown labels are an error now, not after an epoch
+    targets = ClassTargets(label2id, args.data.multi_label)
+    # labels that training never sees are an error now, not after an epoch
+    held_out_targets = encode_labels(data.held_out, targets) if data.held_out else None
     source = data.training if args.data.streaming else cached(data.training, args.data, accelerator)
     augment = build_augmentation(args.augmentation, processor)
-    batches = build_batches(args, config, source, augment, accelerator)
+    batches = build_batches(args, config, source, targets, augment, accelerator)
     mixed = args.objective
     mixing = MixConfig(mixed.mixup, mixed.cutmix, mixed.mixup_prob, mixed.mixup_switch_prob, mixed.label_smoothing)
     return ClassificationTask(
@@ -258,5 +279,6 @@ def build_task(
         augment=augment,
         mix=MixupCutmix(config.num_labels, mixing),
         held_out=cached(data.held_out, args.data, accelerator),
+        held_out_targets=held_out_targets,
         failures=FailureLog(args.data.max_failed_share, batches.num_clips),
     )

@@ -12,13 +12,12 @@ predictions.csv, accuracy_gflops.png and, with --per_class, per_class.csv and a 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor
 
-from flux_hf.checkpoint_files import write_csv, write_json
+from flux_hf.checkpoint_files import replacing_folder, write_csv, write_json
 from flux_hf.protocol import VideoTokenClassifier
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
@@ -101,7 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     accelerator = Accelerator()
     model, processor = load_checkpoint(args, accelerator)
-    config, output_dir = model.config, Path(args.output_dir)
+    config = model.config
     points = choose_points(args, config, processor)
     clips = spread(list_clips(args), args.max_eval_samples)
 
@@ -111,15 +110,15 @@ def main(arguments: list[str] | None = None) -> None:
     seconds = time.perf_counter() - start
     if accelerator.is_main_process:
         columns = ["point", "name", "label", "predicted", "score", "top5", "error"]
-        rows = prediction_rows(clips, points, predictions, targets, config)
-        write_csv(output_dir / "predictions.csv", columns, rows)
-        if args.per_class:
-            write_class_report(output_dir, points, predictions, targets, config)
         title = f"{args.model_name_or_path}, {args.num_clips} x {args.num_crops} views"
-        draw_results(output_dir / "accuracy_gflops.png", results, title)
-        # last: a folder with metrics.json has the rest too
         run = describe_run(args, accelerator, predictions)
-        write_json(output_dir / "metrics.json", {**run, "seconds": round(seconds, 1), "points": results})
+        with replacing_folder(args.output_dir) as folder:
+            rows = prediction_rows(clips, points, predictions, targets, config)
+            write_csv(folder / "predictions.csv", columns, rows)
+            if args.per_class:
+                write_class_report(folder, points, predictions, targets, config)
+            draw_results(folder / "accuracy_gflops.png", results, title)
+            write_json(folder / "metrics.json", {**run, "seconds": round(seconds, 1), "points": results})
         print(results_table(results))
     accelerator.wait_for_everyone()
     accelerator.end_training()

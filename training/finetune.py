@@ -19,11 +19,11 @@ from conversion.model_card import CardFacts
 from conversion.push_to_hub import Target, explained, open_hub, push
 
 from .arguments import FinetuneArguments, parse_arguments
-from .classification import ClassificationTask, build_task, clip_shapes, read_data
+from .classification import ClassificationTask, build_task, class_weights, clip_shapes, read_data
 from .engine.checkpoint import best_checkpoint, finish, list_checkpoints
 from .engine.log import read_log
 from .engine.loop import Run, resume, train
-from .engine.prepare import build_accelerator, build_run, prepare_output_dir
+from .engine.prepare import build_accelerator, build_run, check_output_dir, prepare_output_dir
 from .model import build_model, build_objective
 
 
@@ -31,23 +31,28 @@ logger = get_logger(__name__)
 
 
 def prepare(args: FinetuneArguments, accelerator: Accelerator) -> Run:
-    """Data, model, task and optimiser, ready to train; resumed where asked for."""
+    """Data, model, task and optimiser, ready to train."""
     data = read_data(args.data, args.views.max_eval_samples)
-    model, processor = build_model(args.model, args.objective, data.labels, args.data.multi_label)
+    model, processor, label2id = build_model(args.model, args.objective, data.labels, args.data.multi_label)
     config = model.config
-    task = build_task(args, data, config, processor, accelerator)
+    task = build_task(args, data, label2id, config, processor, accelerator)
     shapes = [[shape.num_frames, shape.size] for shape in clip_shapes(args.sampling, config)]
-    run = build_run(
+    return build_run(
         task,
-        build_objective(model, args.model, args.objective),
+        build_objective(model, args.model, args.objective, class_weights(args.objective, data, label2id)),
         accelerator,
         args.optimization,
         args.run,
         num_sample=args.augmentation.num_sample,
         fixed={"token_budgets": list(config.token_budgets), "shapes": shapes},
     )
-    resume(run)
-    return run
+
+
+def inputs_of(args: FinetuneArguments) -> list[str | None]:
+    """The paths that the run reads."""
+    data, model = args.data, args.model
+    of_data = [data.data, data.validation_data, data.data_root, data.dataset_name, data.frame_cache]
+    return [*of_data, model.model_name_or_path, model.config_name, args.recipe]
 
 
 def publish_results(run: Run, task: ClassificationTask) -> dict[str, Any]:
@@ -87,9 +92,11 @@ def push_model(args: FinetuneArguments, target: Target) -> None:
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     args = parse_arguments(arguments)
     accelerator = build_accelerator(args.optimization, args.run)
-    prepare_output_dir(args.run, args.flat(), accelerator)
+    check_output_dir(args.run, inputs_of(args))
     set_seed(args.run.seed)  # the same new weights everywhere
     run = prepare(args, accelerator)
+    prepare_output_dir(args.run, args.flat(), accelerator)  # only now: nothing is lost to a mistake in the flags
+    resume(run)
     if run.state.progress.step == 0:
         set_seed(args.run.seed, device_specific=True)  # every process drops its own paths
     target = hub_target(args) if args.hub.push_to_hub and accelerator.is_main_process else None

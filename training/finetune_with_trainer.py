@@ -8,8 +8,9 @@ Takes every flag of `TrainingArguments`. Flux's own training (several budgets, c
 `training.finetune`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import EvalPrediction, HfArgumentParser, Trainer, TrainingArguments
@@ -17,21 +18,25 @@ from transformers import EvalPrediction, HfArgumentParser, Trainer, TrainingArgu
 from flux_hf.modeling_fluxvit import FluxViTForVideoClassification
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
+from .arguments import SourceArguments, check_source, flag
+from .classification import held_out_source
 from .data.augment import ClipAugment
 from .data.augment_config import AUGMENT_PRESETS
 from .data.dataset import ClipDataset
 from .data.sampling import ClipRequest
-from .data.sources import label_names, read_clips
+from .data.sources import label_names
 from .data.targets import ClassTargets
+from .inference.command import list_clips
+from .model import take_labels
 
 
 @dataclass
-class ScriptArguments:
-    model_name_or_path: str = field(metadata={"help": "checkpoint to start from"})
-    data: str = field(metadata={"help": "as in training.finetune"})
-    validation_data: str | None = field(default=None, metadata={"help": "as in training.finetune"})
-    token_budget: int | None = field(default=None, metadata={"help": "tokens to train at; else the model's default"})
-    augmentation: str = field(default="light", metadata={"help": "preset", "choices": list(AUGMENT_PRESETS)})
+class ScriptArguments(SourceArguments):
+    model_name_or_path: str | None = flag(None, "checkpoint to start from (required)")
+    validation_data: str | None = flag(None, "as --data, for validation")
+    validation_split: str | None = flag(None, "likewise for validation; alone, a split of --data")
+    token_budget: int | None = flag(None, "tokens to train at; else the model's default")
+    augmentation: str = flag("light", "preset of the clips' augmentation", list(AUGMENT_PRESETS))
 
 
 class TrainerClips(Dataset):
@@ -45,8 +50,11 @@ class TrainerClips(Dataset):
         return len(self.clips)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        # Trainer tells a data set no epoch: each reading of a clip is augmented in another way.
-        request = ClipRequest(index, self.num_frames, self.size, epoch=self.times_read[index])
+        # Trainer tells a data set no epoch: each reading of a clip is augmented in another way. Loader workers, which
+        # begin anew at each epoch, are told apart by their seeds.
+        worker = torch.utils.data.get_worker_info()
+        epoch = self.times_read[index] + (0 if worker is None else worker.seed % 2**31)
+        request = ClipRequest(index, self.num_frames, self.size, epoch)
         self.times_read[index] += 1
         sample = self.clips[request]
         return {"pixel_values_videos": sample["pixel_values_videos"][0], "labels": sample["labels"][0]}
@@ -59,30 +67,30 @@ def top1(prediction: EvalPrediction) -> dict[str, float]:
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser = HfArgumentParser((ScriptArguments, TrainingArguments), description=__doc__.split("\n")[0])
     script, training = parser.parse_args_into_dataclasses(arguments)
-    train = read_clips(script.data)
-    labels = label_names(train)
+    if script.model_name_or_path is None:
+        raise ValueError("--model_name_or_path must be given")
+    check_source(script)
+    train = list_clips(script)
     changes = {} if script.token_budget is None else {"token_budget": script.token_budget}
-    model = FluxViTForVideoClassification.from_pretrained(
-        script.model_name_or_path,
-        id2label=dict(enumerate(labels)),
-        label2id={label: index for index, label in enumerate(labels)},
-        ignore_mismatched_sizes=True,
-        **changes,
-    )
+    # float32, whatever the checkpoint's dtype: `--bf16` computes in bfloat16 and keeps these weights
+    model = FluxViTForVideoClassification.from_pretrained(script.model_name_or_path, dtype=torch.float32, **changes)
+    targets = ClassTargets(take_labels(model, label_names(train)))
     processor = FluxViTVideoProcessor.from_pretrained(script.model_name_or_path)
     shape = (model.config.num_frames, model.config.image_height_width[0])
 
     def dataset(clips, preset: str, rule: str | None) -> TrainerClips:
         augment = ClipAugment(AUGMENT_PRESETS[preset])
-        own = ClipDataset(clips, ClassTargets(model.config.label2id), augment, training.seed, sampling_rule=rule)
+        own = ClipDataset(clips, targets, augment, training.seed, sampling_rule=rule)
         return TrainerClips(own, *shape)
 
-    held_out = script.validation_data and dataset(read_clips(script.validation_data), "none", "center")
+    held_out = None
+    if script.validation_data or script.validation_split:
+        held_out = dataset(list_clips(held_out_source(script)), "none", "center")
     trainer = Trainer(
         model=model,
         args=training,
         train_dataset=dataset(train, script.augmentation, None),
-        eval_dataset=held_out or None,
+        eval_dataset=held_out,
         processing_class=processor,
         compute_metrics=top1,
     )

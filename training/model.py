@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import PartialState
 from accelerate.logging import get_logger
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
@@ -14,7 +16,7 @@ from flux_hf.modeling_fluxvit import FluxViTForVideoClassification
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
 from .arguments import ModelArguments, ObjectiveArguments
-from .data.targets import MULTI_LABEL
+from .data.targets import MULTI_LABEL, with_numbers
 from .engine.optim import freeze_layers
 from .objectives import FluxMulti, FluxObjective, FluxSingle
 
@@ -27,56 +29,97 @@ LORA_TARGETS = ["attention.qkv", "attention.out_proj", "mlp.fc1", "mlp.fc2"]
 
 def build_model(
     args: ModelArguments, objective: ObjectiveArguments, labels: list[str], multi_label: bool = False
-) -> tuple[FluxViTForVideoClassification, FluxViTVideoProcessor]:
-    """The model, pretrained or new, with one output a label and one head a budget, and its processor."""
+) -> tuple[FluxViTForVideoClassification, FluxViTVideoProcessor, dict[str, int]]:
+    """The model, pretrained or new, with one output a label and one head a budget, and its processor.
+
+    Returns:
+        Model, processor, and the model's ids of what its labels may be called: their names and the data's.
+    """
     changes = {"num_frames": args.num_frames, "image_size": args.size, "drop_path_rate": args.drop_path_rate}
     changes["classifier_dropout"] = args.classifier_dropout
     changes = {name: value for name, value in changes.items() if value is not None}
     if multi_label:
         changes["problem_type"] = MULTI_LABEL
     if args.model_name_or_path:
-        model = _pretrained_model(args, labels, changes)
+        model, label2id = _pretrained_model(args, labels, changes)
     else:
         given = json.loads(Path(args.config_name).read_text(encoding="utf-8"))
-        fields = {**given, **changes, **_label_fields(labels), **_budget_fields(objective, given)}
+        fields = {**given, **changes, **label_fields(labels), **_budget_fields(objective, given)}
         model = FluxViTForVideoClassification._from_config(FluxViTConfig(**fields), **args.model_options())
+        label2id = dict(model.config.label2id)
     model = model.with_token_budgets(_wanted_budgets(objective, model.config))
     config = model.config
     height, width = config.image_height_width
     if height != width:
         raise ValueError(f"clips must be square: give --size, the model's image_size is {config.image_size}")
     settings = {"num_frames": config.num_frames, "size": {"shortest_edge": height}, "patch_size": config.patch_size}
-    if args.model_name_or_path:
-        settings.update(args.hub_options(), token_plan=None)
-        return model, FluxViTVideoProcessor.from_pretrained(args.model_name_or_path, **settings)
-    return model, FluxViTVideoProcessor(**settings)
+    if not args.model_name_or_path:
+        return model, FluxViTVideoProcessor(**settings), label2id
+    settings.update(args.hub_options(), token_plan=None)
+    return model, FluxViTVideoProcessor.from_pretrained(args.model_name_or_path, **settings), label2id
 
 
-def _pretrained_model(args: ModelArguments, labels: list[str], changes: dict) -> FluxViTForVideoClassification:
-    known = FluxViTConfig.from_pretrained(args.model_name_or_path, **args.hub_options()).id2label
-    same_labels = set(known.values()) == set(labels)
-    if same_labels:
-        labels = [known[index] for index in range(len(known))]  # its classifier's order
-    # A classifier for another number of labels does not fit and starts anew; so must one for other labels. A token plan
-    # was found for the old weights.
-    model = FluxViTForVideoClassification.from_pretrained(
-        args.model_name_or_path,
-        ignore_mismatched_sizes=True,
-        token_plan=None,
-        **args.hub_options(),
-        **changes,
-        **_label_fields(labels),
-        **args.model_options(),
-    )
-    if not same_labels:
-        logger.info(f"new classifiers: the checkpoint's {len(known)} labels are not the data's {len(labels)}")
-        for classifier in model.classifiers:
-            nn.init.trunc_normal_(classifier.weight, std=model.config.initializer_range)
-            nn.init.zeros_(classifier.bias)
-    return model
+def _pretrained_model(
+    args: ModelArguments, labels: list[str], changes: dict
+) -> tuple[FluxViTForVideoClassification, dict[str, int]]:
+    # Float32 whatever the checkpoint's dtype: in bfloat16 most steps are too small to change a weight. A token plan was
+    # found for the old weights.
+    options = {**args.hub_options(), **changes, **args.model_options(), "dtype": torch.float32, "token_plan": None}
+    model = FluxViTForVideoClassification.from_pretrained(args.model_name_or_path, **options)
+    return model, take_labels(model, labels, anew=args.new_classifiers)
 
 
-def _label_fields(labels: list[str]) -> dict[str, dict]:
+def take_labels(model: FluxViTForVideoClassification, labels: list[str], anew: bool = False) -> dict[str, int]:
+    """Gives a model one output for each of the data's labels: the rows that its classifiers have for them, or new ones.
+
+    A label is known to the model by name. Where none of its names is a number, numbers below their count are known
+    too, if all labels are such: official lists are of indices.
+
+    Args:
+        model: Is changed in place.
+        labels: The data's, each once.
+        anew: Take none of its rows.
+
+    Returns:
+        The model's ids of what its labels may be called: their names and, where these differ, the data's.
+    """
+    PartialState()  # the logger asks which process this is
+    names = {name: index for index, name in model.config.id2label.items()}
+    numbers = with_numbers(names)
+    known = numbers if all(label in numbers and label.isdecimal() for label in labels) else names
+    rows = {label: None if anew else known.get(label) for label in labels}
+    own = {index: name for name, index in names.items()}
+    order = sorted(labels, key=lambda label: (rows[label] is None, rows[label] or 0))  # stable: new ones as they come
+    called = [label if rows[label] is None else own[rows[label]] for label in order]
+    new = sum(row is None for row in rows.values())
+    if new:
+        logger.warning(
+            f"{new} of {len(labels)} labels are none of the checkpoint's {len(names)}: their rows start anew"
+        )
+    if known is not names:
+        logger.info(f"labels are numbers, taken as the checkpoint's: {order[0]} is {called[0]!r}")
+    taken = [rows[label] for label in order]
+    if taken != list(range(len(names))):
+        _set_rows(model, taken)
+        model.config.update(label_fields(called))
+        model.num_labels = model.config.num_labels
+    return {**{name: index for index, name in enumerate(called)}, **{label: index for index, label in enumerate(order)}}
+
+
+def _set_rows(model: FluxViTForVideoClassification, rows: list[int | None]) -> None:
+    """Makes classifiers of these rows of the old ones; None starts anew, in all of them alike."""
+    kept = [(new, old) for new, old in enumerate(rows) if old is not None]
+    into, out_of = (torch.tensor(part, dtype=torch.long) for part in zip(*kept, strict=True)) if kept else ([], [])
+    for index, old in enumerate(model.classifiers):
+        classifier = nn.Linear(old.in_features, len(rows), device=old.weight.device, dtype=old.weight.dtype)
+        nn.init.trunc_normal_(classifier.weight, std=model.config.initializer_range)
+        nn.init.zeros_(classifier.bias)
+        with torch.no_grad():
+            classifier.weight[into], classifier.bias[into] = old.weight[out_of], old.bias[out_of]
+        model.classifiers[index] = classifier
+
+
+def label_fields(labels: list[str]) -> dict[str, dict]:
     return {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
 
 
@@ -112,7 +155,10 @@ def add_lora(model: FluxViTForVideoClassification, args: ModelArguments) -> Peft
 
 
 def build_objective(
-    model: FluxViTForVideoClassification, args: ModelArguments, objective: ObjectiveArguments
+    model: FluxViTForVideoClassification,
+    args: ModelArguments,
+    objective: ObjectiveArguments,
+    class_weights: torch.Tensor | None = None,
 ) -> FluxObjective:
     """The objective around the model, made ready for training: what is frozen, recomputed, adapted and compiled."""
     if args.gradient_checkpointing:
@@ -124,10 +170,10 @@ def build_objective(
         model.compile_layers()
     if objective.objective == "single":
         model.freeze_alignment()
-        return FluxSingle(model)
+        return FluxSingle(model, class_weights)
     if not objective.alignment_weight:
         model.freeze_alignment()
-    return FluxMulti(model, objective.alignment_weight)
+    return FluxMulti(model, objective.alignment_weight, class_weights)
 
 
 def export_model(

@@ -38,19 +38,23 @@ class FluxObjective(nn.Module):
     Args:
         model: Its `config.token_budgets` are trained; `config.problem_type` "multi_label_classification" makes the loss
             binary cross entropy, everything else cross entropy with soft targets.
+        alignment_weight: Of what an objective aligns.
+        class_weights: (num_labels,) factors of the classes' losses; all 1 if not given.
     """
 
-    def __init__(self, model: VideoTokenClassifier, alignment_weight: float = 0.0):
+    def __init__(self, model: VideoTokenClassifier, alignment_weight: float = 0.0, class_weights: Tensor | None = None):
         super().__init__()
         if alignment_weight < 0:
             raise ValueError(f"alignment_weight must not be negative, got {alignment_weight}")
         self.model, self.alignment_weight = model, alignment_weight
+        self.register_buffer("class_weights", class_weights, persistent=False)
 
     def classification_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean over the batch; logits (B, C), targets (B, C) of probabilities. In float32 whatever the logits are."""
+        weights = self.class_weights
         if self.model.config.problem_type == "multi_label_classification":
-            return nn.functional.binary_cross_entropy_with_logits(logits.float(), targets.float())
-        return nn.functional.cross_entropy(logits.float(), targets.float())
+            return nn.functional.binary_cross_entropy_with_logits(logits.float(), targets.float(), weights)
+        return nn.functional.cross_entropy(logits.float(), targets.float(), weights)
 
     def forward(
         self, pixel_values_videos: Tensor, targets: Tensor | None = None, token_budgets: Sequence[int | None] = ()
@@ -83,10 +87,10 @@ class FluxSingle(FluxObjective):
         ValueError: the model has several heads.
     """
 
-    def __init__(self, model: VideoTokenClassifier):
+    def __init__(self, model: VideoTokenClassifier, class_weights: Tensor | None = None):
         if len(model.config.token_budgets) != 1:
             raise ValueError(f"FluxSingle trains one budget, the model has {model.config.token_budgets}")
-        super().__init__(model)
+        super().__init__(model, class_weights=class_weights)
 
 
 class FluxMulti(FluxObjective):
@@ -98,15 +102,16 @@ class FluxMulti(FluxObjective):
     Args:
         model: With two or more budgets.
         alignment_weight: 1 as published; 0 leaves alignment out.
+        class_weights: As in `FluxObjective`.
 
     Raises:
         ValueError: the model has a single budget, or a negative weight.
     """
 
-    def __init__(self, model: VideoTokenClassifier, alignment_weight: float = 1.0):
+    def __init__(self, model: VideoTokenClassifier, alignment_weight: float = 1.0, class_weights: Tensor | None = None):
         if len(model.config.token_budgets) < 2:
             raise ValueError(f"FluxMulti trains two budgets or more, the model has {model.config.token_budgets}")
-        super().__init__(model, alignment_weight)
+        super().__init__(model, alignment_weight, class_weights)
 
     def alignment(self, pooled: list[Tensor]) -> Tensor:
         """Sum over the smaller budgets of the distance to the largest's feature; features in float32."""

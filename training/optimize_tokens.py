@@ -22,7 +22,7 @@ from typing import Any
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from flux_hf.checkpoint_files import publish, remove, write_json
+from flux_hf.checkpoint_files import replacing_folder, write_json
 from flux_hf.configuration_fluxvit import FluxViTConfig
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
@@ -98,19 +98,13 @@ def save_results(
     output_dir: Path | None,
 ) -> Path:
     """Writes plan and report into the checkpoint, or into a copy of it at `output_dir`. Returns the folder."""
-    if output_dir is None:
-        target = Path(checkpoint)
-        report = {**report, "token_plan": write_plan(target, plan)}
-        write_json(target / SEARCH_FILE, report)
-        return target
-    output_dir.mkdir(parents=True, exist_ok=True)
-    staging = output_dir / ".plan.tmp"
-    remove(staging)
-    model.save_pretrained(staging)
-    processor.save_pretrained(staging)
-    write_json(staging / SEARCH_FILE, {**report, "token_plan": write_plan(staging, plan)})
-    publish(staging, output_dir)
-    return output_dir
+    target = Path(checkpoint) if output_dir is None else output_dir
+    with replacing_folder(target) as folder:
+        if output_dir is not None:
+            model.save_pretrained(folder)
+            processor.save_pretrained(folder)
+        write_json(folder / SEARCH_FILE, {**report, "token_plan": write_plan(folder, plan)})
+    return target
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from flux_hf.checkpoint_files import write_csv
+from flux_hf.checkpoint_files import remove_leftovers_of, write_csv
 
 from .arguments import CheckpointArguments, LoaderArguments, ViewArguments, flag, parse_command
 from .data.reader import Clip, VideoFile
@@ -53,7 +53,7 @@ def find_clips(sources: Sequence[str]) -> list[Clip]:
     clips: list[Clip] = []
     for source in sources:
         if os.path.isdir(source):
-            clips += [VideoFile(str(path), None, str(path)) for path in video_files(Path(source), "**/*")]
+            clips += [VideoFile(str(path), None, str(path)) for path in video_files(Path(source))]
         elif source.lower().endswith(TABLE_SUFFIXES):
             clips += read_clips(source, labelled=False)
         else:
@@ -87,6 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
     predictions = model_predictor(model, processor, accelerator, args, args.dataloader_num_workers)(clips, [point])
     if accelerator.is_main_process:
         rows = prediction_rows(clips, predictions, model.config, args.top_k)
+        remove_leftovers_of(Path(args.output))
         write_csv(args.output, ["name", "rank", "label", "score", "error"], rows)
         print(f"{int(predictions.decoded.sum())} of {len(clips)} clips labelled at {point}: {args.output}")
     accelerator.wait_for_everyone()

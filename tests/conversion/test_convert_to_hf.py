@@ -94,6 +94,7 @@ LAYOUTS = {
     "encoder.": wrap_prefix("encoder."),
     "vision_encoder.": wrap_prefix("vision_encoder."),
     "module.vision_encoder.": wrap_prefix("module.vision_encoder."),
+    "module._orig_mod.": wrap_prefix("module._orig_mod."),
 }
 
 

@@ -28,6 +28,7 @@ SOURCE_FILES = {
     "configuration_fluxvit.py",
     "token_selection.py",
     "modeling_fluxvit.py",
+    "video_inputs.py",
     "video_processing_fluxvit.py",
     "video_streams.py",
     "video_transforms.py",

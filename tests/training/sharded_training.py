@@ -58,6 +58,12 @@ def train(state: TrainingState, until: int, share: slice = slice(None)) -> None:
         state.progress.step += 1
 
 
+def logits_of(state: TrainingState) -> torch.Tensor:
+    state.objective.eval()
+    with torch.no_grad():
+        return state.objective(batch(99)[0], token_budgets=[8]).logits[0]
+
+
 def check_equal(one: dict, other: dict, tolerance: float) -> None:
     for part in ("objective", "ema"):
         for name, value in one[part].items():
@@ -78,6 +84,12 @@ def main(folder: Path) -> None:
         raise SystemExit("not every parameter is sharded")
     train(whole, STEPS, share)
 
+    ordinary = logits_of(whole)
+    with whole.ema.in_place():
+        averaged = logits_of(whole)
+    if torch.equal(ordinary, averaged) or not torch.equal(ordinary, logits_of(whole)):
+        raise SystemExit("after averaged weights were looked at, the model goes on with them")
+
     cut = build(0, mesh)
     train(cut, 3, share)
 
@@ -88,10 +100,7 @@ def main(folder: Path) -> None:
     resumed = build(1, mesh)  # other weights, which the checkpoint's replace
     load_checkpoint(checkpoint, resumed)
     train(resumed, STEPS, share)
-    videos, _ = batch(99)
-    resumed.objective.eval()
-    with torch.no_grad():
-        (logits,) = resumed.objective(videos, token_budgets=[8]).logits
+    logits = logits_of(resumed)
     one, other = collect(whole), collect(resumed)
     save_checkpoint(folder, resumed, export)
     if rank == 0:

@@ -16,19 +16,19 @@ CONFIGS = sorted((TRAINING / "accelerate_configs").glob("*.yaml"))
 REQUIRED = ["--model_name_or_path", "m", "--data", "t", "--output_dir", "o"]
 # Scripts of users hold these: none may go or change its name unnoticed.
 FLAGS = """
-    model_name_or_path revision cache_dir attn_implementation config_name num_frames size drop_path_rate
-    classifier_dropout gradient_checkpointing torch_compile freeze_layers lora_rank lora_alpha lora_dropout objective
-    token_budgets alignment_weight mixup cutmix mixup_prob mixup_switch_prob label_smoothing data split data_root
-    dataset_name dataset_config_name video_column label_column frame_template multi_label dataloader_num_workers
-    validation_data validation_split streaming max_train_samples frame_cache frame_cache_short_side
-    frame_cache_max_frames max_failed_share sampling frames sizes token_window independent_shapes sampling_rule
-    augmentation augment_on_device num_sample horizontal_flip per_device_train_batch_size gradient_accumulation_steps
-    num_train_epochs max_train_steps learning_rate min_learning_rate warmup_learning_rate no_scale_lr
-    num_warmup_epochs num_warmup_steps weight_decay layer_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm
-    ema_decay allow_tf32 num_clips num_crops per_device_eval_batch_size max_eval_samples output_dir
-    overwrite_output_dir resume_from_checkpoint checkpointing_steps checkpoints_total_limit eval_steps
-    load_best_model_at_end logging_steps report_to run_name seed push_to_hub hub_model_id hub_license
-    hub_private_repo hub_token
+    model_name_or_path revision cache_dir attn_implementation config_name num_frames size new_classifiers
+    drop_path_rate classifier_dropout gradient_checkpointing torch_compile freeze_layers lora_rank lora_alpha
+    lora_dropout objective token_budgets alignment_weight mixup cutmix mixup_prob mixup_switch_prob class_weights
+    label_smoothing data split data_root dataset_name dataset_config_name video_column label_column frame_template
+    multi_label dataloader_num_workers validation_data validation_split streaming shuffle_buffer_size split_stream
+    max_train_samples frame_cache frame_cache_short_side frame_cache_max_frames max_failed_share sampling frames
+    sizes token_window independent_shapes class_balanced sampling_rule augmentation augment_on_device num_sample
+    horizontal_flip per_device_train_batch_size gradient_accumulation_steps num_train_epochs max_train_steps
+    learning_rate min_learning_rate warmup_learning_rate no_scale_lr num_warmup_epochs num_warmup_steps
+    weight_decay layer_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm ema_decay allow_tf32 num_clips
+    num_crops per_device_eval_batch_size max_eval_samples output_dir overwrite_output_dir resume_from_checkpoint
+    checkpointing_steps checkpoints_total_limit eval_steps load_best_model_at_end logging_steps report_to run_name
+    seed push_to_hub hub_model_id hub_license hub_private_repo hub_token
 """
 
 

@@ -56,3 +56,12 @@ def test_a_frozen_teacher_is_in_no_checkpoint_and_stays_as_it_was_loaded(tmp_pat
     step(other)
     for name, weight in state.objective.model.state_dict().items():
         assert torch.equal(weight, other.objective.model.state_dict()[name]), name
+
+
+def test_the_scale_of_float16_is_resumed(tmp_path):
+    state, other = state_of(0), state_of(1)
+    state.scaler, other.scaler = (torch.amp.GradScaler("cpu", init_scale=scale) for scale in (8.0, 65536.0))
+    for scaler in (state.scaler, other.scaler):
+        scaler.scale(torch.zeros(()))  # as of a loss: sets it up
+    load_checkpoint(save_checkpoint(tmp_path, state, lambda directory, weights: None), other)
+    assert other.scaler.get_scale() == 8.0 and other.scaler.scale(torch.ones(())).item() == 8.0

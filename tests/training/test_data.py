@@ -1,8 +1,10 @@
 import csv
 import functools
+import io
 import json
 import os
 import shutil
+import tarfile
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -116,12 +118,12 @@ def test_forms_of_a_file(folder, tmp_path, text):
 def test_labels_of_a_file(folder, tmp_path):
     path = str(folder / "videos" / "clip 00.mp4")
     write_csv(tmp_path / "a.csv", [(path, "run| jump"), (path, "sit"), (path, "10"), (path, "9")])
-    clips = read_clips(tmp_path / "a.csv")
+    clips = read_clips(tmp_path / "a.csv", multi_label=True)
     assert [clip.label for clip in clips] == [("run", "jump"), "sit", "10", "9"]
     assert [clip.name for clip in clips] == [path, f"{path}#2", f"{path}#3", f"{path}#4"]
     assert label_names(clips) == ["10", "9", "jump", "run", "sit"]
     assert label_names(clips[2:]) == ["9", "10"]
-    assert read_clips(tmp_path / "a.csv", multi_label=False)[0].label == "run| jump"
+    assert read_clips(tmp_path / "a.csv")[0].label == "run| jump"
     write_csv(tmp_path / "b.csv", [("path",), (path,)])
     assert read_clips(tmp_path / "b.csv", labelled=False)[0].label is None
 
@@ -166,7 +168,7 @@ def test_frame_folders(folder, tmp_path):
         ("path,label\nx.mp4\n", {}, "line 2 must have 2 columns"),
         ("a,b,c,d\n", {}, "4 columns and no header"),
         ("0,many,run\n", {}, "total_frames must be a number of frames, got 'many'"),
-        ("x.mp4,run|\n", {}, "empty label"),
+        ("x.mp4,run|\n", {"multi_label": True}, "empty label"),
     ],
 )
 def test_malformed_files(tmp_path, text, options, message):
@@ -419,10 +421,31 @@ def test_repeated_augmentation_and_rules(folder):
     assert numbers(video) == (sample_frame_indices(11, 4)[0] + 2 * FRAMES_APART).tolist()
 
 
+def test_webdataset_tars(folder, tmp_path):
+    (tmp_path / "set").mkdir()
+    with tarfile.open(tmp_path / "set" / "train-000.tar", "w") as tar:
+        for index in range(4):
+            content = (folder / f"videos/clip {index:02}.mp4").read_bytes()
+            for ending, body in (("mp4", content), ("cls", str(index % 2).encode())):
+                entry = tarfile.TarInfo(f"{index:04}.{ending}")
+                entry.size = len(body)
+                tar.addfile(entry, io.BytesIO(body))
+    clips = read_clips(tmp_path / "set", split="train")
+    assert [clip.label for clip in clips] == ["0", "1", "0", "1"]
+    assert len(clips[2].read(lambda total: np.arange(3))) == 3
+
+
+def test_the_only_column_of_classes_is_the_label(folder):
+    paths = [str(folder / f"videos/clip {clip:02}.mp4") for clip in range(2)]
+    features = datasets.Features({"clip": datasets.Video(), "action": datasets.ClassLabel(names=["x", "y"])})
+    dataset = datasets.Dataset.from_dict({"clip": paths, "action": [1, 0]}, features=features)
+    assert [clip.label for clip in read_clips(dataset)] == ["y", "x"]
+
+
 def test_multi_label(folder, tmp_path):
     paths = [str(folder / f"videos/clip {clip:02}.mp4") for clip in range(2)]
     write_csv(tmp_path / "list.csv", [(paths[0], "sit|jump"), (paths[1], "run")])
-    clips = read_clips(tmp_path / "list.csv")
+    clips = read_clips(tmp_path / "list.csv", multi_label=True)
     batch = load(ClipDataset(clips, targets(multi_label=True), frame_by_frame, num_sample=2), [requests([0, 1])])[0]
     assert batch["labels"].tolist() == [[1, 0, 1], [1, 0, 1], [0, 1, 0], [0, 1, 0]]
     assert batch["labels"].dtype == torch.float32
@@ -569,6 +592,15 @@ def test_stream_on_several_processes_and_over_its_end(saved_set):
     for lap in (slice(0, 5), slice(5, 10)):
         assert sorted(clip for part in twice for clip in part[lap]) == list(range(15))
     assert twice[0][:5] != twice[0][5:]
+
+
+def test_stream_with_a_share_for_each_worker(saved_set):
+    clips = stream(saved_set, split_workers=True, num_batches=5)
+    whole = run_stream(clips, num_workers=2)
+    assert [batch["pixel_values_videos"].shape[1] for batch in whole] == [2, 3, 4, 2, 3]
+    assert len(set(shown_clips(whole))) == 10
+    for skip in (1, 2, 3):
+        assert all_same(run_stream(clips, skip=skip, num_workers=2), whole[skip:])
 
 
 def test_workers_that_outlive_an_epoch_see_the_next(saved_set):

@@ -3,6 +3,7 @@ import random
 import shutil
 import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -148,6 +149,25 @@ def last_step(output_dir) -> int:
     return state["progress"]["step"]
 
 
+def starting(rng):
+    """While the run imports, reads and resumes."""
+    end = time.monotonic() + rng.uniform(1, 4)
+    return lambda: time.monotonic() > end
+
+
+def after_a_step(log: Path, delay: float):
+    """So many seconds after the first step of this start was logged: however fast the machine is, few steps pass."""
+    sizes, grown = [], []
+
+    def moment():
+        sizes.append(log.stat().st_size if log.exists() else 0)
+        if not grown and len(sizes) > 1 and sizes[-1] > sizes[-2]:  # resuming cuts it first
+            grown.append(time.monotonic())
+        return bool(grown) and time.monotonic() > grown[0] + delay
+
+    return moment
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_twenty_kills_at_random_moments_change_nothing(data, tmp_path):
@@ -167,10 +187,7 @@ def test_twenty_kills_at_random_moments_change_nothing(data, tmp_path):
                 staged.update(path.name for path in cut.glob(".checkpoint-*.tmp"))
                 return len(staged) >= seen and any(cut.glob(".checkpoint-*.tmp"))
         else:
-            end = time.monotonic() + rng.uniform(4, 14)
-
-            def moment(end=end):
-                return time.monotonic() > end
+            moment = after_a_step(cut / "training_log.jsonl", rng.uniform(0, 0.3)) if kills % 4 else starting(rng)
 
         before = last_step(cut)
         if not kill_when(arguments, moment):

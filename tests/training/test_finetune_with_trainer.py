@@ -1,11 +1,17 @@
 import json
 
+import pytest
 import torch
 from tiny import tiny_config
 from training_runs import write_data
 
 from flux_hf import FluxViTForVideoClassification, FluxViTVideoProcessor
-from training.finetune_with_trainer import main
+from training.data.augment import ClipAugment
+from training.data.augment_config import AUGMENT_PRESETS
+from training.data.dataset import ClipDataset
+from training.data.sources import read_clips
+from training.data.targets import ClassTargets
+from training.finetune_with_trainer import TrainerClips, main
 from training.study.motion_clips import MOTIONS
 
 
@@ -25,3 +31,14 @@ def test_trainer_trains_evaluates_and_saves(tmp_path):
     assert model.config.token_budget == 4 and model.config.id2label == dict(enumerate(sorted(MOTIONS)))
     inputs = FluxViTVideoProcessor.from_pretrained(out)(data / "val/00000.mp4", return_tensors="pt")
     assert model(**inputs).keep_indices.shape == (1, 4)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_each_epoch_reads_and_augments_anew(tmp_path, num_workers):
+    data = write_data(tmp_path / "clips", num_train=4, num_val=1)
+    clips = read_clips(data / "train.csv")
+    targets = ClassTargets({name: index for index, name in enumerate(MOTIONS)})
+    own = ClipDataset(clips, targets, ClipAugment(AUGMENT_PRESETS["light"]))
+    loader = torch.utils.data.DataLoader(TrainerClips(own, 4, 28), batch_size=4, num_workers=num_workers)
+    epochs = [next(iter(loader))["pixel_values_videos"] for _ in range(3)]  # as Trainer makes them
+    assert not any(torch.equal(epochs[0], other) for other in epochs[1:])

@@ -288,3 +288,19 @@ def test_failures_survive_a_worker(accelerator, model, tmp_path):
         clip.read(lambda total: [0])
     predictions = Predictor(forward_of(model), tiny_processor(), accelerator, views_of(), 1)([clip], POINTS[:1])
     assert predictions.failures[0][0] == "bad" and not predictions.decoded.any()
+
+
+def test_only_what_is_needed_is_gathered(model, accelerator, clips):
+    """A search over many points and classes keeps one number a clip; a clip that cannot be read stays NaN."""
+    bad = VideoFile("bad", None, "nowhere.mp4")
+    predict = Predictor(forward_of(model), tiny_processor(), accelerator, views_of(batch_size=2))
+    whole, seen = predict([*clips[:3], bad], POINTS[:2]), []
+
+    def best(scores, indices):
+        seen.extend(indices)
+        return scores.amax(-1, keepdim=True)
+
+    kept = predict([*clips[:3], bad], POINTS[:2], best)
+    assert kept.scores.shape == (2, 4, 1) and seen == [0, 1, 2, 3]
+    torch.testing.assert_close(kept.scores[..., 0], whole.scores.amax(-1), equal_nan=True)
+    assert kept.failures == whole.failures and kept.decoded.tolist() == [True] * 3 + [False]

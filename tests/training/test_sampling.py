@@ -2,12 +2,14 @@ from collections import Counter
 
 import pytest
 
+from flux_hf import sample_frame_indices
 from training.data.sampling import (
     SAMPLING_PRESETS,
     ClipShape,
     FlexibleSampling,
     FluxBatchSampler,
     draw_shape,
+    sample_views,
     step_generator,
 )
 
@@ -119,3 +121,12 @@ def test_step_generators_differ_by_each_argument():
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_views_of_folders_of_frames_follow_ssv2s_own_rule():
+    assert sample_views(48, 8, 1, "ssv2").tolist() == [[3, 9, 15, 21, 27, 33, 39, 45]]
+    assert sample_views(36, 8, 2, "ssv2").tolist() == [[0, 4, 9, 13, 18, 22, 27, 31], [2, 6, 11, 15, 20, 24, 29, 33]]
+    assert sample_views(3, 8, 1, "ssv2")[0].tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
+    for total, frames, clips in ((48, 8, 1), (10, 4, 3)):
+        expected = sample_frame_indices(total, frames, clips)
+        assert (sample_views(total, frames, clips, "kinetics") == expected).all()

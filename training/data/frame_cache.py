@@ -76,6 +76,8 @@ def cache_clips(
     short_side: int | None = None,
     max_frames: int | None = None,
     num_workers: int = 2,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> list[Clip]:
     """Decodes each clip once, for all epochs, processes and runs that share `directory`.
 
@@ -89,6 +91,8 @@ def cache_clips(
         short_side: Pixels that the shorter side is brought down to (bilinear, antialiased) if it is longer.
         max_frames: Frames kept of a clip, spread evenly; all if not given. Training then picks among these.
         num_workers: Threads that decode.
+        rank, world_size: Of this process, among those that cache the same clips. Each begins at another one, and finds
+            what the others have written.
 
     Returns:
         Clips of the same names and labels in the same order. `read` copies the wanted frames from the file; of a
@@ -106,8 +110,10 @@ def cache_clips(
     def cache(clip: Clip) -> Clip:
         return _cache_clip(clip, directory, short_side, max_frames)
 
+    start = len(clips) * rank // world_size
     with ThreadPoolExecutor(as_count("num_workers", num_workers)) as pool:
-        cached = list(pool.map(cache, clips))
+        turned = list(pool.map(cache, [*clips[start:], *clips[:start]]))
+    cached = [*turned[len(clips) - start :], *turned[: len(clips) - start]]
     failed = sum(isinstance(clip, FailedClip) for clip in cached)
     logger.info("%d clips in the cache %s, %d cannot be decoded", len(cached) - failed, directory, failed)
     return cached

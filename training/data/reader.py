@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from flux_hf.video_decoding import VideoDecodeError, decode_video, iter_video_frames
+from flux_hf.video_transforms import picture_levels
 
 
 Label = str | tuple[str, ...] | None
@@ -23,7 +24,8 @@ FrameSampler = Callable[[int], np.ndarray]
 FRAME_TEMPLATE = "img_{:05}.jpg"
 READ_ERRORS = (VideoDecodeError, OSError)  # what `Clip.read` raises for a clip that cannot be read
 VIDEO_SUFFIXES = frozenset(
-    {".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv"}
+    {".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts"}
+    | {".vob", ".webm", ".wmv"}
 )
 CHUNK_FRAMES = 256  # read at once where a whole clip is wanted: a minute of 1080p would take 11 GB
 
@@ -180,7 +182,7 @@ def _source_of(video: Mapping[str, Any] | bytes | str | None) -> tuple[str | byt
     content, path = video.get("bytes"), video.get("path")
     if content is None and path is None:
         raise VideoDecodeError("<row>", "it holds no video")
-    if content is None and "://" in path and not path.startswith(("http://", "https://")):
+    if content is None and "://" in path and not path.lower().startswith(("http://", "https://")):
         content = _fetch(path)
     return (path if content is None else content), path
 
@@ -216,7 +218,7 @@ def _read_picture(path: str) -> np.ndarray:
     """(H, W, 3) uint8 RGB."""
     with open(path, "rb") as file:
         try:
-            return np.asarray(PIL.Image.open(file).convert("RGB"))
+            return picture_levels(PIL.Image.open(file))
         except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
             raise VideoDecodeError(path, str(error)) from error
 

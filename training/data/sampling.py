@@ -103,6 +103,7 @@ class FluxBatchSampler(Sampler[list[ClipRequest]]):
         seed: With epoch and step, decides everything.
         rank: This process.
         world_size: Number of processes.
+        clip_weights: How likely each clip is to be drawn, with replacement; a permutation if not given.
         same_shape_on_all_ranks: Whether all processes draw the same shape at a step, so that none waits for another;
             the official code draws independently.
 
@@ -117,6 +118,7 @@ class FluxBatchSampler(Sampler[list[ClipRequest]]):
     rank: int = 0
     world_size: int = 1
     same_shape_on_all_ranks: bool = True
+    clip_weights: np.ndarray | None = None
 
     def __post_init__(self):
         as_count("batch_size", self.batch_size)
@@ -143,7 +145,11 @@ class FluxBatchSampler(Sampler[list[ClipRequest]]):
 
     def __iter__(self) -> Iterator[list[ClipRequest]]:
         epoch = self.epoch
-        order = np.random.default_rng([self.seed, epoch, _FOR_ORDER]).permutation(self.num_clips)
+        rng = np.random.default_rng([self.seed, epoch, _FOR_ORDER])
+        if self.clip_weights is None:
+            order = rng.permutation(self.num_clips)
+        else:
+            order = rng.choice(self.num_clips, self.num_clips, p=self.clip_weights / self.clip_weights.sum())
         global_batch = self.batch_size * self.world_size
         for step in range(self.skipped, len(self)):
             start = step * global_batch + self.rank * self.batch_size
@@ -168,7 +174,7 @@ def pick_frames(total_frames: int, num_frames: int, rule: str, rng: np.random.Ge
     - `ssv2`: with d = N//T, frame i is uniform among the d frames from i*d on; the last N - T*d are never seen. Of a
       clip with fewer than T frames each is repeated about equally often, in order (the official code repeats the
       first frame alone, which leaves little of the motion).
-    - `center`: not random, the rule of the validation.
+    - `center`: not random, the rule of the validation of videos.
 
     Args:
         total_frames: N.
@@ -192,6 +198,23 @@ def pick_frames(total_frames: int, num_frames: int, rule: str, rng: np.random.Ge
             return steps * total_frames // num_frames
         return steps * length + rng.integers(length, size=num_frames)
     raise ValueError(f"rule must be one of {list(SAMPLING_RULES)}, got {rule!r}")
+
+
+def sample_views(total_frames: int, num_frames: int, num_clips: int, rule: str) -> np.ndarray:
+    """Indices of an evaluation's temporal views, by the rule of the data: (num_clips, num_frames) int64, rising.
+
+    - `ssv2`: one view takes the middle of each of T equal parts, frame i*d + d//2 with d = N//T; view c of S takes
+      int(c*tick/S + tick*i) with tick = N/T. A clip with fewer frames than T repeats some.
+    - others: `sample_frame_indices`.
+    """
+    if rule != "ssv2":
+        return sample_frame_indices(total_frames, num_frames, num_clips)
+    as_count("total_frames", total_frames)
+    steps, length = np.arange(as_count("num_frames", num_frames)), total_frames // num_frames
+    if as_count("num_clips", num_clips) == 1 and length > 0:
+        return (steps * length + length // 2)[None]
+    tick = total_frames / num_frames
+    return np.array([[int(clip * tick / num_clips + tick * step) for step in steps] for clip in range(num_clips)])
 
 
 def check_rule(rule: str | None) -> None:

@@ -2,6 +2,7 @@
 """Where clips come from: tables and lists, folders, and sets of the `datasets` library."""
 
 import csv
+import io
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -25,7 +26,7 @@ def read_clips(
     video_column: str | None = None,
     label_column: str | None = None,
     labelled: bool = True,
-    multi_label: bool = True,
+    multi_label: bool = False,
 ) -> list[Clip]:
     """Lists the clips of a set. Nothing is decoded, and no file but the list is opened.
 
@@ -44,7 +45,8 @@ def read_clips(
         hub: Whether `source` is such a set whatever files and folders there are.
         frame_template: Names of a folder's frames, which are numbered from 1.
         video_column: Column of a `datasets` set; its only `Video` column if not given.
-        label_column: Column of the labels; `label`, in a `datasets` set else `labels`, if not given.
+        label_column: Column of the labels; `label` if not given, in a `datasets` set else `labels`, `cls`, or its only
+            column of classes.
         labelled: Whether a clip without a label is an error.
         multi_label: Whether `|` in a file separates labels; it belongs to the label if not.
 
@@ -104,29 +106,47 @@ def _unique(names: Iterable[str]) -> list[str]:
 # --- Files with one row a clip ---------------------------------------------------------------------------------------
 
 _NAME_COLUMNS = {"path", "name"}
+_COLUMNS = {*_NAME_COLUMNS, "label", "total_frames", "split"}  # in any case
 _HEADERLESS = {1: ["path"], 2: ["path", "label"], 3: ["name", "total_frames", "label"]}
+
+
+def _read_text(path: Path) -> str:
+    """A text in UTF-8, with or without its mark. Raises ValueError, naming file and line, for another encoding."""
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path} line {line} is not in the encoding UTF-8: save the list in that") from error
+
+
+def _delimiter(first: str) -> str | None:
+    """What separates the cells, by a file's first line: None for spaces."""
+    words = first.split()
+    if "\t" not in first and len(words) > 1 and words[-1].isdecimal() and _num_columns(words) > 1:
+        return None  # `name with, comma.mp4 3`
+    return next((mark for mark in "\t,;" if mark in first), None)
 
 
 def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Column names, and (line number, cells) of each row."""
     if path.suffix.lower() not in (".csv", ".txt", ".tsv"):
         raise ValueError(f"a file of clips must end in .csv, .txt or .tsv, got {str(path)!r}")
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        first = next((line for line in file if line.strip()), None)
-        if first is None:
-            raise ValueError(f"{path} is empty")
-        delimiter = next((mark for mark in ",\t" if mark in first), None)
-        columns = _num_columns(first.split())
-        file.seek(0)
-        if delimiter is None:  # from the right, for only the path may hold spaces
-            lines = enumerate(file, start=1)
-            rows = [(number, line.strip().rsplit(None, columns - 1)) for number, line in lines if line.strip()]
-        else:
-            reader = csv.reader(file, delimiter=delimiter)
-            rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
+    file = io.StringIO(_read_text(path), newline="")
+    first = next((line for line in file if line.strip()), None)
+    if first is None:
+        raise ValueError(f"{path} is empty")
+    file.seek(0)
+    delimiter = _delimiter(first)
+    if delimiter is None:  # from the right, for only the path may hold spaces
+        columns, lines = _num_columns(first.split()), enumerate(file, start=1)
+        rows = [(number, line.strip().rsplit(None, columns - 1)) for number, line in lines if line.strip()]
+    else:
+        reader = csv.reader(file, delimiter=delimiter)
+        rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
     head = [cell.lower() for cell in rows[0][1]]
     if _NAME_COLUMNS & set(head):
-        header, rows = rows[0][1], rows[1:]
+        header, rows = [low if low in _COLUMNS else cell for cell, low in zip(rows[0][1], head, strict=True)], rows[1:]
     elif "label" in head:
         raise ValueError(f"{path} must have a column path (or name), got {rows[0][1]}")
     elif len(head) in _HEADERLESS:
@@ -225,15 +245,21 @@ def _kind_of_folder(path: Path, split: str | None) -> str:
     return "classes"
 
 
-def video_files(folder: Path, pattern: str, wanted: str = "videos") -> list[Path]:
-    """The videos that `pattern` finds in a folder, sorted, without hidden ones. Raises ValueError if there are none."""
-    files = sorted(
-        file
-        for file in folder.glob(pattern)
-        if file.suffix.lower() in VIDEO_SUFFIXES
-        and file.is_file()
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    )
+def video_files(folder: Path, wanted: str = "videos") -> list[Path]:
+    """The videos in a folder and all below it, links followed, sorted, without hidden ones.
+
+    Raises:
+        ValueError: there are none; says what is `wanted`.
+    """
+    files, seen = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:  # a link back up
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(place, name) for name in names if not name.startswith(".")]
+    files = sorted(file for file in files if file.suffix.lower() in VIDEO_SUFFIXES)
     if not files:
         raise ValueError(f"{folder} must hold {wanted} ({' '.join(sorted(VIDEO_SUFFIXES))}), there is no such file")
     return files
@@ -241,8 +267,11 @@ def video_files(folder: Path, pattern: str, wanted: str = "videos") -> list[Path
 
 def _folder_clips(folder: Path) -> list[Clip]:
     """A sub-folder of videos a class."""
-    files = video_files(folder, "*/**/*", "one sub-folder of videos a class")
+    files = video_files(folder, "one sub-folder of videos a class")
     names = [file.relative_to(folder) for file in files]
+    outside = [name.as_posix() for name in names if len(name.parts) == 1]
+    if outside:
+        raise ValueError(f"{folder} must hold its videos in one sub-folder a class, {outside[0]!r} lies beside them")
     return [
         VideoFile(name.as_posix(), name.parts[0], os.path.abspath(file))
         for name, file in zip(names, files, strict=True)
@@ -285,7 +314,9 @@ def _columns(features, place: str, video_column: str | None, label_column: str |
             raise ValueError(f"{place} must have one Video column, or one must be chosen; it has {dict(features)}")
         video_column = videos[0]
     if label_column is None:
-        label_column = next((name for name in ("label", "labels") if name in features), None)
+        classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+        likely = ["label", "labels", "cls", *(classes if len(classes) == 1 else [])]  # cls: of webdataset tars
+        label_column = next((name for name in likely if name in features), None)
         if label_column is None and labelled:
             raise ValueError(f"{place} must have a column label, or one must be chosen; it has {list(features)}")
     for name in (video_column, label_column):

@@ -33,7 +33,8 @@ class StreamingClips(torch.utils.data.IterableDataset):
     loader must not be split among processes again (`accelerator.prepare` would).
 
     Worker w of W builds every W-th batch from the w-th on, and passes over the other workers' clips undecoded: the
-    batches do not depend on the number of workers.
+    batches do not depend on the number of workers. Where reading what is passed over is dear (contents inside the
+    files of a remote set), `split_workers` gives each worker a share of its own instead; then they do.
 
     Where a clip cannot be read, the next ones of the stream stand in for it, and are read again in their own places.
 
@@ -46,6 +47,7 @@ class StreamingClips(torch.utils.data.IterableDataset):
         rank, world_size: This process, and their number.
         buffer_size: Clips to draw the next one from; their contents are held in memory, in every worker. Files of the
             set are shuffled too. 0 keeps the set's order.
+        split_workers: See above.
 
     Raises:
         ValueError: a count below 1, a rank outside the world, an unknown rule. While reading: a label that is missing
@@ -64,6 +66,7 @@ class StreamingClips(torch.utils.data.IterableDataset):
     rank: int = 0
     world_size: int = 1
     buffer_size: int = 256
+    split_workers: bool = False
 
     def __post_init__(self):
         if not 0 <= self.rank < as_count("world_size", self.world_size):
@@ -91,28 +94,36 @@ class StreamingClips(torch.utils.data.IterableDataset):
         info = torch.utils.data.get_worker_info()
         worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
         first += worker
-        examples = _Lookahead(self._examples(epoch))
-        examples.skip(first * self.batch_size)
+        if self.split_workers:
+            # By step, not by worker: after a resumption step and worker go together in another way.
+            share = self.rank * num_workers + first % num_workers
+            examples = _Lookahead(self._examples(epoch, share, self.world_size * num_workers))
+            examples.skip(first // num_workers * self.batch_size)
+            skipped = 0
+        else:
+            examples = _Lookahead(self._examples(epoch, self.rank, self.world_size))
+            examples.skip(first * self.batch_size)
+            skipped = (num_workers - 1) * self.batch_size
         for step in range(first, self.num_batches, num_workers):
             if step > first:
-                examples.skip((num_workers - 1) * self.batch_size)
+                examples.skip(skipped)
             yield self._batch(epoch, step, examples)
 
-    def _examples(self, epoch: int) -> Iterator[dict[str, Any]]:
-        """The rows of this process's share, without end."""
+    def _examples(self, epoch: int, share: int, num_shares: int) -> Iterator[dict[str, Any]]:
+        """The rows of a share, without end."""
         for lap in itertools.count():
             stream = self.stream
             if self.buffer_size:
                 order = np.random.default_rng([self._maker.seed, epoch, lap, 0, FOR_STREAM])
                 stream = stream.shuffle(generator=order, buffer_size=self.buffer_size)
-            stream = split_dataset_by_node(stream, self.rank, self.world_size)
+            stream = split_dataset_by_node(stream, share, num_shares)
             empty = True
             # Iterating the set itself would split it among the loader's workers once more.
             for rows in stream.iter(batch_size=1):
                 empty = False
                 yield {name: values[0] for name, values in rows.items()}
             if empty:
-                raise ValueError(f"share {self.rank} of {self.world_size} of the streamed set holds no clip")
+                raise ValueError(f"share {share} of {num_shares} of the streamed set holds no clip")
 
     def _batch(self, epoch: int, step: int, examples: "_Lookahead") -> dict[str, Any]:
         own = [examples.take() for _ in range(self.batch_size)]

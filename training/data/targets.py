@@ -5,13 +5,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .reader import Clip, Label
 from .sources import labels_of
 
 
 MULTI_LABEL = "multi_label_classification"
+
+
+def with_numbers(label2id: Mapping[str, int]) -> dict[str, int]:
+    """Names to ids, and the ids' own numbers too, unless some name is a number itself."""
+    numbers = {} if any(map(str.isdecimal, label2id)) else {str(index): index for index in label2id.values()}
+    return {**numbers, **label2id}
 
 
 class TargetEncoder(Protocol):
@@ -31,10 +37,8 @@ class NoTargets:
 class ClassTargets:
     """`labels`: the id of a clip's class () int64; with `multi_label` 0 and 1 for each class, (num_labels,) float32.
 
-    A label is a name, or the id itself, where no name is a number.
-
     Args:
-        label2id: Ids of the labels.
+        label2id: Ids of what labels may be called.
         multi_label: Whether a clip may have several.
 
     Raises:
@@ -45,8 +49,6 @@ class ClassTargets:
         if not label2id:
             raise ValueError("label2id must hold at least one label, got none")
         self.label2id, self.multi_label = dict(label2id), multi_label
-        numbers = {} if any(map(str.isdecimal, label2id)) else {str(index): index for index in label2id.values()}
-        self._ids = {**numbers, **label2id}
 
     def encode(self, label: Label, name: str) -> dict[str, Tensor]:
         """Raises ValueError for a label that is missing or unknown, or several without `multi_label`."""
@@ -55,12 +57,12 @@ class ClassTargets:
         labels = labels_of(label)
         if len(labels) != 1 and not self.multi_label:
             raise ValueError(f"clip {name} has the labels {list(labels)}: one is needed, or a multi-label training")
-        unknown = [one for one in labels if one not in self._ids]
+        unknown = [one for one in labels if one not in self.label2id]
         if unknown:
             known = sorted(self.label2id)
             shown = f"{known[:10]}" + (f" and {len(known) - 10} more" if len(known) > 10 else "")
             raise ValueError(f"labels must be some of {shown}, got {unknown} of clip {name}")
-        ids = [self._ids[one] for one in labels]
+        ids = [self.label2id[one] for one in labels]
         if not self.multi_label:
             return {"labels": torch.tensor(ids[0])}
         target = torch.zeros(max(self.label2id.values()) + 1)
@@ -68,12 +70,29 @@ class ClassTargets:
         return {"labels": target}
 
 
-def label_targets(clips: Sequence[Clip], config: Any) -> Tensor:
-    """What the model should say: (clips,) int64, or (clips, num_labels) float32 of 0 and 1 for a multi-label model.
+def encode_labels(clips: Sequence[Clip], targets: ClassTargets) -> Tensor:
+    """(clips,) int64, or (clips, num_labels) float32 of 0 and 1 for several labels a clip.
 
     Raises:
         ValueError: as `ClassTargets.encode`.
     """
+    return torch.stack([targets.encode(clip.label, clip.name)["labels"] for clip in clips])
+
+
+def class_shares(clips: Sequence[Clip], targets: ClassTargets) -> tuple[Tensor, Tensor]:
+    """How often each class occurs, (num_labels,), and what each clip is worth so that all classes are, (clips,).
+
+    A clip of several labels is worth the mean of what they are.
+    """
+    encoded = encode_labels(clips, targets)
+    if encoded.ndim == 1:
+        encoded = nn.functional.one_hot(encoded, max(targets.label2id.values()) + 1)
+    encoded = encoded.double()
+    counts = encoded.sum(0)
+    return counts, (encoded / counts.clamp(min=1)).sum(1) / encoded.sum(1).clamp(min=1)
+
+
+def label_targets(clips: Sequence[Clip], config: Any) -> Tensor:
+    """What a model should say, as `encode_labels`. Labels are its own: names, or their numbers where no name is one."""
     label2id = {name: index for index, name in config.id2label.items()}  # the config's `label2id` may be missing
-    encoder = ClassTargets(label2id, config.problem_type == MULTI_LABEL)
-    return torch.stack([encoder.encode(clip.label, clip.name)["labels"] for clip in clips])
+    return encode_labels(clips, ClassTargets(with_numbers(label2id), config.problem_type == MULTI_LABEL))

@@ -9,9 +9,11 @@ The same code serves plain, DDP and FSDP2 (DTensor) modules: states are gathered
 
 import json
 import os
+import pickle
 import random
 import re
 import shutil
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -64,6 +66,7 @@ class TrainingState:
     Args:
         objective: Unwrapped: no DDP around it.
         optimizer: Unwrapped: no AcceleratedOptimizer.
+        scaler: Of float16's losses, where there is one.
         engine: DeepSpeed's, where it trains: it saves and loads optimiser and weights in files of its own.
         fixed: What must not differ when resuming, for the run to be the same: batch sizes, seed, data. Plain values.
         extra: Further plain values to carry along, such as the clips that failed.
@@ -76,6 +79,7 @@ class TrainingState:
     scheduler: LRScheduler
     ema: ExponentialMovingAverage | None = None
     progress: Progress = field(default_factory=Progress)
+    scaler: torch.amp.GradScaler | None = None
     engine: Any = None
     fixed: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
@@ -138,6 +142,7 @@ def collect(state: TrainingState) -> dict[str, Any]:
         "optimizer": optimizer,
         "scheduler": {key: value for key, value in state.scheduler.state_dict().items() if key != "lr_lambdas"},
         "ema": None if state.ema is None else {n: full_tensor(a) for n, a in state.ema.averages.items()},
+        "scaler": None if state.scaler is None else state.scaler.state_dict(),
         "random": _gathered(random_state()),
         "progress": asdict(state.progress),
         "fixed": state.fixed,
@@ -168,6 +173,8 @@ def restore(state: TrainingState, saved: dict[str, Any]) -> None:
             if isinstance(average, DTensor):
                 value = distribute_tensor(value, average.device_mesh, average.placements)
             average.copy_(value)
+    if state.scaler is not None and saved.get("scaler"):
+        state.scaler.load_state_dict(saved["scaler"])
     state.progress = Progress(**saved["progress"])
     state.extra = saved["extra"]
     if len(saved["random"]) > _rank():
@@ -179,11 +186,16 @@ def restore(state: TrainingState, saved: dict[str, Any]) -> None:
 # Files ---------------------------------------------------------------------------------------------------------------
 
 
+def _step_of(checkpoint: Path) -> int:
+    """-1 for a folder of another name."""
+    match = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
+    return int(match[1]) if match else -1
+
+
 def list_checkpoints(output_dir: Path) -> list[Path]:
     """The whole checkpoints of a run, by rising step."""
-    found = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in output_dir.glob("checkpoint-*")]
-    numbered = [(int(match[1]), path) for match, path in found if match and (path / STATE_FILE).is_file()]
-    return [path for _, path in sorted(numbered)]
+    found = (path for path in output_dir.glob("checkpoint-*") if _step_of(path) >= 0 and (path / STATE_FILE).is_file())
+    return sorted(found, key=_step_of)
 
 
 def find_checkpoint(output_dir: Path, wanted: str | None) -> Path | None:
@@ -256,8 +268,18 @@ def _remove_oldest(output_dir: Path, newest: Path, keep: int | None) -> None:
 
 
 def load_checkpoint(path: Path, state: TrainingState) -> None:
-    """Restores `state` from a checkpoint's folder (collective). Raises ValueError as `restore`."""
-    restore(state, torch.load(path / STATE_FILE, map_location="cpu", weights_only=True))
+    """Restores `state` from a checkpoint's folder (collective).
+
+    Raises:
+        ValueError: the checkpoint is damaged; or as `restore`.
+    """
+    try:
+        saved = torch.load(path / STATE_FILE, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        older = [other for other in list_checkpoints(path.parent) if _step_of(other) < _step_of(path)]
+        advice = f"; the one before it: --resume_from_checkpoint {older[-1]}" if older else ""
+        raise ValueError(f"the checkpoint {path} is damaged ({str(error).splitlines()[0]}){advice}") from error
+    restore(state, saved)
     if state.engine is not None:
         state.engine.load_checkpoint(str(path), tag=ENGINE_FOLDER)
 
@@ -267,7 +289,7 @@ def best_checkpoint(output_dir: Path) -> Path | None:
     file = output_dir / BEST_FILE
     if not file.is_file():
         return None
-    path = output_dir / json.loads(file.read_text())["checkpoint"]
+    path = output_dir / json.loads(file.read_text(encoding="utf-8"))["checkpoint"]
     return path if (path / STATE_FILE).is_file() else None
 
 

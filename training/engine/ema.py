@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 
 class ExponentialMovingAverage:
@@ -24,7 +25,7 @@ class ExponentialMovingAverage:
     def __init__(self, module: nn.Module, decay: float):
         if not 0 < decay < 1:
             raise ValueError(f"the decay of the moving average must lie in (0, 1), got {decay}")
-        self.decay = decay
+        self.decay, self.module = decay, module
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.averages = {name: p.detach().clone() for name, p in self.parameters.items()}
 
@@ -39,6 +40,9 @@ class ExponentialMovingAverage:
             kept = parameter.clone()
             parameter.copy_(average)
             average.copy_(kept)
+        for module in self.module.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # the root keeps its whole weights after a forward pass, and would go on with these
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

@@ -158,13 +158,18 @@ def optimizer_step(run: Run) -> None:
     """Clips and steps; leaves out a step whose gradient is not finite (the same on every process), and counts it.
 
     Raises:
-        FloatingPointError: too many such steps in a row.
+        FloatingPointError: too many such steps in a row, or one that DeepSpeed has already applied.
     """
     progress, accelerator = run.state.progress, run.accelerator
     norm = accelerator.clip_grad_norm_(run.wrapped.parameters(), run.max_grad_norm)
-    finite = norm is None or accelerator.scaler is not None or math.isfinite(float(norm))
+    # DeepSpeed's norm is -1 where it is not finite; float16's scaler looks for itself
+    finite = norm is None or accelerator.scaler is not None or 0 <= float(norm) < math.inf
+    if not finite and run.state.engine is not None:
+        raise FloatingPointError(f"step {progress.step}: DeepSpeed took it, and its gradient is not finite: go back")
     if finite:
         run.optimizer.step()
+        finite = not run.optimizer.step_was_skipped
+    if finite:
         run.skipped_in_a_row = 0
     else:
         progress.skipped_steps += 1

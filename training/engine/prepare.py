@@ -3,8 +3,8 @@
 
 import logging
 import math
-import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from accelerate.utils import DistributedType, ProjectConfiguration
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from flux_hf.checkpoint_files import remove_leftovers, write_json
+from flux_hf.checkpoint_files import SOURCE_FILES, remove, remove_leftovers, write_json
 from flux_hf.protocol import VideoTokenClassifier
 
 from ..arguments import OptimizationArguments, RunArguments
@@ -27,6 +27,11 @@ from .optim import cosine_schedule, count_parameters, parameter_groups, scaled_l
 
 
 logger = get_logger(__name__)
+
+# Flags of the optimisation that a resumed run may change; `total_steps` must not.
+FREE_TO_CHANGE = ("allow_tf32", "num_train_epochs", "max_train_steps", "per_device_train_batch_size")
+# A moving average that still holds more of the start than this is said to be too slow for the run.
+MAX_EMA_OF_START = 0.1
 
 
 def build_accelerator(optimization: OptimizationArguments, settings: RunArguments) -> Accelerator:
@@ -47,23 +52,44 @@ def build_accelerator(optimization: OptimizationArguments, settings: RunArgument
     return accelerator
 
 
-def prepare_output_dir(settings: RunArguments, flags: dict[str, Any], accelerator: Accelerator) -> None:
-    """Makes the output folder and writes the flags there.
+# All that a run writes into its folder.
+WRITTEN = (
+    "checkpoint-* .*.tmp logs adapter training_log.jsonl training_arguments.json all_results.json best_checkpoint.json "
+    "config.json model*.safetensors model.safetensors.index.json video_preprocessor_config.json"
+)
+
+
+def check_output_dir(settings: RunArguments, inputs: Sequence[str | None]) -> None:
+    """Looks at the output folder before anything is done.
 
     Raises:
-        ValueError: the folder holds something that would be lost.
+        ValueError: it holds something that would be lost: results of a run, or one of the command's own `inputs`.
     """
     output_dir = Path(settings.output_dir)
-    held = output_dir.exists() and any(output_dir.iterdir())
-    if held and not settings.overwrite_output_dir and not settings.resume_from_checkpoint:
+    if settings.resume_from_checkpoint or not output_dir.exists() or not any(output_dir.iterdir()):
+        return
+    if not settings.overwrite_output_dir:
         raise ValueError(
             f"--output_dir {settings.output_dir!r} holds files: --resume_from_checkpoint latest goes on with them, "
             "--overwrite_output_dir deletes them"
         )
+    read = [Path(path) for path in inputs if path and Path(path).exists()]
+    inside = [path for path in read if output_dir.resolve() in (path.resolve() / "_").parents]
+    if inside:
+        raise ValueError(f"--overwrite_output_dir would delete what the run itself reads, {inside[0]}: move it first")
+
+
+def prepare_output_dir(settings: RunArguments, flags: dict[str, Any], accelerator: Accelerator) -> None:
+    """Makes the output folder, without what an earlier run wrote if that is to be overwritten, and writes the flags.
+
+    Whatever else lies in it stays.
+    """
+    output_dir = Path(settings.output_dir)
     accelerator.wait_for_everyone()  # all have looked before one writes
     if accelerator.is_main_process:
-        if held and settings.overwrite_output_dir and not settings.resume_from_checkpoint:
-            shutil.rmtree(output_dir)
+        if settings.overwrite_output_dir and not settings.resume_from_checkpoint:
+            for path in {path for name in (*WRITTEN.split(), *SOURCE_FILES) for path in output_dir.glob(name)}:
+                remove(path)
         output_dir.mkdir(parents=True, exist_ok=True)
         remove_leftovers(output_dir)
         write_json(output_dir / "training_arguments.json", {**flags, "hub_token": None})
@@ -117,20 +143,20 @@ def build_run(
     wrapped, optimizer = accelerator.prepare(objective, plain_optimizer)
     known = {
         "clips_a_step": clips_a_step,
-        "gradient_accumulation_steps": accumulation,
         "num_sample": num_sample,
         "num_clips": task.batches.num_clips,
         "seed": settings.seed,
         "total_steps": total_steps,
     }
-    objective = accelerator.unwrap_model(wrapped)
+    objective = accelerator.unwrap_model(wrapped, keep_torch_compile=False)
     state = TrainingState(
         objective=objective,
         optimizer=plain_optimizer,
         scheduler=build_schedule(plain_optimizer, optimization, rates, steps_per_epoch, total_steps),
-        ema=None if optimization.ema_decay is None else ExponentialMovingAverage(objective, optimization.ema_decay),
+        ema=build_average(objective, optimization.ema_decay, total_steps),
+        scaler=accelerator.scaler,
         engine=wrapped if accelerator.distributed_type == DistributedType.DEEPSPEED else None,
-        fixed={**known, **fixed},
+        fixed={**known, **unchangeable(optimization), **fixed},
         not_saved=tuple(not_saved),
     )
     trained = count_parameters(p for p in objective.parameters() if p.requires_grad)
@@ -139,6 +165,21 @@ def build_run(
     return Run(
         task, accelerator, settings, wrapped, optimizer, state, steps_per_epoch, total_steps, accumulation, limit
     )
+
+
+def unchangeable(optimization: OptimizationArguments) -> dict[str, Any]:
+    """The flags that a resumed run must have as they were."""
+    return {name: value for name, value in asdict(optimization).items() if name not in FREE_TO_CHANGE}
+
+
+def build_average(objective: nn.Module, decay: float | None, total_steps: int) -> ExponentialMovingAverage | None:
+    """The moving average, where one is kept; warns where it is too slow for the run."""
+    if decay is None:
+        return None
+    if decay**total_steps > MAX_EMA_OF_START:
+        share = f"{100 * decay**total_steps:.0f} %"
+        logger.warning(f"--ema_decay {decay} keeps {share} of the start after {total_steps} steps: that is exported")
+    return ExponentialMovingAverage(objective, decay)
 
 
 def build_optimizer(
@@ -163,7 +204,10 @@ def build_schedule(
     """The cosine of `rates` (peak, warm-up, minimum) over all steps."""
     warmup = optimization.num_warmup_steps
     if warmup is None:
-        warmup = int(optimization.num_warmup_epochs * steps_per_epoch)
+        epochs = optimization.num_warmup_epochs
+        warmup = int(epochs * steps_per_epoch)
+        if optimization.max_train_steps is not None:  # a shorter run warms up for the same part of it
+            warmup = min(warmup, int(epochs / optimization.num_train_epochs * total_steps))
     return cosine_schedule(optimizer, rates[0], min(warmup, total_steps), total_steps, *rates[1:])
 
 

@@ -22,16 +22,16 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from flux_hf.token_selection import as_count
-from flux_hf.video_decoding import sample_frame_indices
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
 from ..arguments import ViewArguments
 from ..data.reader import READ_ERRORS, Clip, describe_failure
-from ..data.sampling import ClipShape
+from ..data.sampling import ClipShape, sample_views
 from .points import EvalPoint
 
 
 Forward = Callable[[Tensor, Sequence[int | None]], Sequence[Tensor]]
+Reduce = Callable[[Tensor, list[int]], Tensor]
 
 SHOWN_FAILURES = 10
 PADDING = -1  # stands for a clip where a process has run out of them
@@ -73,7 +73,7 @@ class _ViewDataset(Dataset):
         def sampler(total_frames: int) -> np.ndarray:  # called again if the file promised too many frames
             nonlocal wanted
             for count in {count for counts in self.frame_counts.values() for count in counts}:
-                chosen[count] = sample_frame_indices(total_frames, count, self.num_clips)
+                chosen[count] = sample_views(total_frames, count, self.num_clips, clip.sampling_rule)
             wanted = _union(chosen.values())
             return wanted
 
@@ -135,7 +135,7 @@ def _normalize(videos: Tensor, processor: FluxViTVideoProcessor) -> Tensor:
 class Predictions:
     """Scores of clips at points, the same on every process."""
 
-    scores: Tensor  # (points, clips, num_labels) float32 on the CPU; NaN where a clip could not be decoded
+    scores: Tensor  # (points, clips, num_labels, or what was kept) float32 on the CPU; NaN for a clip not decoded
     failures: list[tuple[str, str]]  # (name, reason) of those clips, in their order
 
     @property
@@ -172,12 +172,14 @@ class Predictor:
     verbose: bool = False
 
     @torch.no_grad()
-    def __call__(self, clips: Sequence[Clip], points: Sequence[EvalPoint]) -> Predictions:
+    def __call__(self, clips: Sequence[Clip], points: Sequence[EvalPoint], reduce: Reduce | None = None) -> Predictions:
         """Scores clips, each the mean over its views of each view's softmax (collective).
 
         Args:
             clips: Read by `Clip.read`, once for all points.
             points: Those that differ in the budget alone share their views.
+            reduce: What to keep of scores (points, n, num_labels) of the clips of these n indices, (points, n, any),
+                where all are too many: every process gets what is kept of all clips. NaN must stay NaN.
 
         Raises:
             ValueError: no clips, no points, or a count below 1.
@@ -203,7 +205,9 @@ class Predictor:
         shown, scores, failures = self.verbose and self.accelerator.is_main_process, [], []
         for batch in tqdm(loader, disable=not shown, unit="batch"):
             failures += [clip.failure for clip in batch]
-            scores.append(self._score(batch, points, num_views))
+            scored = self._score(batch, points, num_views)
+            indices = mine[len(failures) - len(batch) : len(failures)]
+            scores.append(scored if reduce is None else reduce(scored, indices))
         own = (mine, torch.cat(scores, dim=1).numpy(), failures)
         predictions = _merge(gather_object([own]), clips)
         if shown and predictions.failures:

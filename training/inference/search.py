@@ -1,16 +1,19 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
 """Token optimization: which frames and size a token budget is best spent on."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 from flux_hf.protocol import VideoTokenClassifier
 
 from ..data.reader import Clip
 from ..data.targets import label_targets
 from .command import format_table
-from .metrics import evaluate_scores
+from .metrics import mean_average_precision
 from .points import EvalPoint, default_shape
 from .prediction import Predictions, Predictor
 from .report import describe_point
@@ -122,12 +125,22 @@ def search(
     directs = [EvalPoint(default.num_frames, default.size, budget) for budget in token_budgets]
     points = list(dict.fromkeys([*(point for measured, _ in splits for point in measured), *directs]))
     targets = label_targets(clips, config)
-    predictions = predict(clips, points)
-    metric = "mean_average_precision" if targets.ndim == 2 else "top1"
-    accuracies = {
-        point: evaluate_scores(scores, targets)[metric]
-        for point, scores in zip(points, predictions.scores, strict=True)
-    }
+    if targets.ndim == 2:
+        metric, predictions = "mean_average_precision", predict(clips, points)
+        values = [mean_average_precision(scores, targets) for scores in predictions.scores]
+    else:
+
+        def is_right(scores: Tensor, indices: list[int]) -> Tensor:
+            """(points, n, 1): 1 or 0, NaN of NaN."""
+            best = scores.sort(dim=-1, descending=True, stable=True).indices[..., 0]
+            right = (best == targets[indices]).float().masked_fill(scores.isnan().any(-1), math.nan)
+            return right[..., None]
+
+        metric, predictions = "top1", predict(clips, points, is_right)
+        if not predictions.decoded.any():
+            raise ValueError(f"none of {len(clips)} clips could be decoded")
+        values = predictions.scores[..., 0].nanmean(1).tolist()
+    accuracies = dict(zip(points, values, strict=True))
     searches = []
     for budget, (chosen, left_out), direct in zip(token_budgets, splits, directs, strict=True):
         measured = {point: accuracies[point] for point in chosen}

@@ -63,10 +63,10 @@ def call(command: Sequence[str], log: Path, threads: int) -> None:
         RuntimeError: it failed; says where the log is and how it ends.
     """
     environment = {**os.environ, **OFFLINE, "OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
-    with open(log, "a") as file:
+    with open(log, "a", encoding="utf-8") as file:
         done = subprocess.run([sys.executable, "-m", *command], stdout=file, stderr=subprocess.STDOUT, env=environment)
     if done.returncode:
-        tail = "\n".join(log.read_text().splitlines()[-15:])
+        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
         raise RuntimeError(f"{command[0]} failed with exit status {done.returncode}, see {log}:\n{tail}")
 
 
@@ -113,7 +113,7 @@ def search(run: Run, options: Options) -> dict[int, tuple[int, int]]:
         command += ["--token_budgets", *map(str, BUDGETS), "--frames", *map(str, SEARCH_FRAMES)]
         command += ["--sizes", *map(str, SEARCH_SIZES), *EVALUATION, *run.task.views]
         call(command, directory.with_suffix(".log"), options.threads)
-    plan = json.loads(found.read_text())["token_plan"]
+    plan = json.loads(found.read_text(encoding="utf-8"))["token_plan"]
     return {int(budget): tuple(shape) for budget, shape in plan.items()}
 
 
@@ -130,7 +130,7 @@ def measure(run: Run, plan: dict[int, tuple[int, int]], options: Options) -> dic
         command = ["training.evaluate", "--model_name_or_path", str(directory), "--data", str(run.task.test)]
         command += ["--output_dir", str(metrics.parent), "--points", *points, *EVALUATION, *run.task.views]
         call(command, directory.with_suffix(".log"), options.threads)
-    measured = {point["point"]: point for point in json.loads(metrics.read_text())["points"]}
+    measured = {point["point"]: point for point in json.loads(metrics.read_text(encoding="utf-8"))["points"]}
     return {way: {budget: measured[str(point)] for budget, point in points.items()} for way, points in ways.items()}
 
 

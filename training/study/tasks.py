@@ -51,7 +51,7 @@ def make_generator_task(output_dir: Path, num_clips: Sequence[int]) -> Task:
     directory = output_dir / "generator" / "clips"
     for split, number in zip(("train", "val", "test"), num_clips, strict=True):
         listed = directory / f"{split}.csv"
-        if not listed.exists() or len(listed.read_text().splitlines()) != number + 1:
+        if not listed.exists() or len(listed.read_text(encoding="utf-8").splitlines()) != number + 1:
             write_motion_clips(directory, number, 0, split, CLIPS)
     return Task("generator", "generator", *(directory / f"{split}.csv" for split in ("train", "test", "val")))
 
