@@ -6,6 +6,7 @@ Usage: two_processes.py KIND FOLDER, KIND one of "loop", "trainer", "checkpointi
 import sys
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from tiny import tiny_config
 from transformers import Trainer, TrainingArguments
@@ -55,7 +56,8 @@ def main(kind: str, folder: str) -> None:
         )
     if torch.equal(model.classifiers[1].weight, start["classifiers.1.weight"]):
         raise SystemExit("the head that was used did not learn")
-    print(f"finished {steps}")
+    print(f"finished {steps}", flush=True)
+    dist.destroy_process_group()  # else its threads may still run when the process ends, which aborts it
 
 
 if __name__ == "__main__":
