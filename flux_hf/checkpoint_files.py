@@ -43,6 +43,7 @@ from .video_transforms import *
 SOURCE_FILES = [f"{name}.py" for name in re.findall(r"from \.(\w+) import", _COMPANIONS)]
 
 
+DESCRIBING = ("config.json", "metrics.json")  # without which a folder is not taken for what it is
 BYTES = "surrogateescape"  # how Python itself reads names of files that are not UTF-8
 
 
@@ -116,33 +117,42 @@ def publish(staging: Path, target: Path) -> None:
 
 @contextmanager
 def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """A copy of a folder, empty where there is none, whose files the block replaces (`replacing`); it takes the
-    folder's place in one go when the block ends, so that nobody sees old and new files beside each other.
+    """A copy of a folder's files, empty where there is none, some of which the block replaces (`replacing`); it takes
+    the folder's place in one go when the block ends, so that nobody sees old and new files beside each other.
 
     Files are linked, not copied: to write into one would write into the old folder too. What a killed process left
-    behind is removed first. Where the system cannot exchange two names, the folder is gone for an instant.
+    behind is removed first. A folder that holds others, or that somebody works in, stays, and gets its files one by
+    one, what describes it last; so it is, but for an instant, where the system cannot exchange two names.
     """
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers_of(target)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
+    held = list(target.iterdir()) if target.exists() else []
+    lives = any(map(Path.is_dir, held)) or target in (Path.cwd(), *Path.cwd().parents)
     try:
-        if target.exists():
-            shutil.copytree(target, temporary, symlinks=True, copy_function=_link)
-        else:
-            temporary.mkdir()
+        temporary.mkdir()
+        for file in held:
+            if file.is_file():
+                _link(file, temporary / file.name)
         yield temporary
         flush_tree(temporary)
         if not target.exists():
             os.replace(temporary, target)
+        elif lives:
+            for file in sorted(temporary.iterdir(), key=lambda file: (file.name in DESCRIBING, file.name)):
+                os.replace(file, target / file.name)
         else:
             _exchange(temporary, target)
+            for file in temporary.iterdir():
+                if not (target / file.name).exists():  # it came while the block ran
+                    os.replace(file, target / file.name)
         _flush(target.parent)
     finally:
         remove(temporary)
 
 
-def _link(source: str, target: str) -> None:
+def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # a file system without links

@@ -136,3 +136,28 @@ def test_a_folder_is_exchanged_in_one_go(tmp_path):
         assert (target / "a.txt").read_text() == "old"
     assert (target / "a.txt").read_text() == "new" and (target / "kept.txt").read_text() == "kept"
     assert sorted(os.listdir(tmp_path)) == ["link", "out"] and (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("lives", ["a folder inside", "somebody works in it"])
+def test_a_folder_that_lives_stays_and_gets_its_files(tmp_path, monkeypatch, lives):
+    target = tmp_path / "out"
+    (target / "checkpoint-1").mkdir(parents=True) if lives == "a folder inside" else target.mkdir()
+    (target / "a.txt").write_text("old")
+    if lives != "a folder inside":
+        monkeypatch.chdir(target)
+    number = target.stat().st_ino
+    with files.replacing_folder(target) as folder:
+        files.write_text(folder / "a.txt", "new")
+        files.write_text(folder / "metrics.json", "{}")
+    assert target.stat().st_ino == number and (target / "a.txt").read_text() == "new"
+    assert (target / "metrics.json").exists() and os.listdir(tmp_path) == ["out"]
+    assert (target / "checkpoint-1").is_dir() == (lives == "a folder inside")
+
+
+def test_what_comes_while_a_folder_is_replaced_is_kept(tmp_path):
+    target = tmp_path / "out"
+    target.mkdir()
+    with files.replacing_folder(target) as folder:
+        files.write_text(folder / "a.txt", "new")
+        (target / "log.txt").write_text("from another process")
+    assert sorted(os.listdir(target)) == ["a.txt", "log.txt"]
