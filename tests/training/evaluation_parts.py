@@ -6,7 +6,9 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from tiny import tiny_config
 from video_files import encode
 
@@ -29,6 +31,13 @@ def tiny_processor(**changes) -> FluxViTVideoProcessor:
     return FluxViTVideoProcessor(**{"num_frames": 4, "size": 28, **changes})
 
 
+def save_checkpoint(folder: Path, **changes) -> Path:
+    """The tiny model, changed so, and its processor."""
+    tiny_model(**changes).save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
 def write_clips(folder: Path) -> list[Path]:
     """Videos wider than high, two of them of one stem in two folders, with dots in their names."""
     names = ("a/clip.1.mp4", "b/clip.1.mp4", "a/second.mp4", "short.mp4", "fifth.mp4", "last.mp4")
@@ -36,6 +45,13 @@ def write_clips(folder: Path) -> list[Path]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(encode("libx264", frames, size=(64, 48), first=index * 150))
     return [folder / name for name in names]
+
+
+def lines_drawn(path: Path) -> list[bool]:
+    """Whether a diagram has a first, second and third line, by matplotlib's colours."""
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    return [bool((pixels == colour).all(1).sum() > 100) for colour in ((31, 119, 180), (255, 127, 14), (44, 160, 44))]
 
 
 @torch.no_grad()

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from evaluation_parts import direct_scores, run_on_processes, tiny_model, tiny_processor, write_clips
+from evaluation_parts import (
+    direct_scores,
+    lines_drawn,
+    run_on_processes,
+    save_checkpoint,
+    tiny_model,
+    tiny_processor,
+    write_clips,
+)
 from PIL import Image
 
 from training.evaluate import choose_points, main, parse_arguments
@@ -18,17 +26,11 @@ POINTS = [EvalPoint(4, 28, 16), EvalPoint(4, 28, 8), EvalPoint(2, 42, 4)]
 VIEWS = ["--num_clips", "2", "--num_crops", "3", "--per_device_eval_batch_size", "5", "--per_class"]
 
 
-def save(folder: Path, **changes) -> Path:
-    tiny_model(**changes).save_pretrained(folder)
-    tiny_processor().save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """A checkpoint, clips (one of them broken) and a csv that names the labels in two ways."""
     folder = tmp_path_factory.mktemp("data")
-    save(folder / "model")
+    save_checkpoint(folder / "model")
     paths = write_clips(folder)
     (folder / "broken.mp4").write_bytes(b"no video at all")
     labels = ["class 2", "class 5", "2", "class 0", "class 5", "class 2"]
@@ -110,6 +112,7 @@ def test_reports_of_classes(results):
 def test_the_picture_and_nothing_temporary(results):
     with Image.open(results / "accuracy_gflops.png") as picture:
         assert picture.format == "PNG" and min(picture.size) > 500
+    assert lines_drawn(results / "accuracy_gflops.png") == [True, True, False]  # 4 frames of 28, 2 of 42
     confusions = {f"confusion_{point}.csv" for point in POINTS}
     expected = {"metrics.json", "predictions.csv", "per_class.csv", "accuracy_gflops.png", *confusions}
     assert {path.name for path in results.iterdir()} == expected
@@ -142,7 +145,7 @@ def points_of(checkpoint: Path, *more: str) -> list[str]:
 
 
 def test_the_points_that_flags_ask_for(data, tmp_path):
-    plain, planned = data / "model", save(tmp_path, token_plan={16: [6, 42], 4: [2, 28]})
+    plain, planned = data / "model", save_checkpoint(tmp_path, token_plan={16: [6, 42], 4: [2, 28]})
     assert points_of(plain) == ["4x28@16", "4x28@8", "4x28@4"]
     assert points_of(plain, "--token_budgets", "3", "12", "3") == ["4x28@3", "4x28@12"]
     assert points_of(plain, "--num_frames", "8", "--size", "42", "--token_budgets", "5") == ["8x42@5"]
@@ -169,7 +172,7 @@ def test_points_that_cannot_be(data, more, message):
 
 def test_a_budget_the_plan_does_not_hold(tmp_path):
     with pytest.raises(ValueError, match=r"\[16\], got \[8\]"):
-        points_of(save(tmp_path, token_plan={16: [6, 42]}), "--use_token_plan", "--token_budgets", "16", "8")
+        points_of(save_checkpoint(tmp_path, token_plan={16: [6, 42]}), "--use_token_plan", "--token_budgets", "16", "8")
 
 
 @pytest.mark.parametrize("bad", [["--points", "8*28"], ["--num_clips", "0"], ["--token_budgets", "-4"]])
@@ -198,7 +201,7 @@ def test_a_subset_is_spread_evenly(data, tmp_path):
 
 
 def test_several_labels_a_clip(data, tmp_path):
-    save(tmp_path / "model", problem_type="multi_label_classification")
+    save_checkpoint(tmp_path / "model", problem_type="multi_label_classification")
     (tmp_path / "val.csv").write_text(
         "path,label\nshort.mp4,class 1|class 3\nlast.mp4,class 3\na/second.mp4,class 0|5\n"
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from evaluation_parts import tiny_model, tiny_processor, write_clips
+from evaluation_parts import save_checkpoint, tiny_model, write_clips
 
 from conversion.convert_to_hf import convert
 from conversion.convert_to_official import export
@@ -88,13 +88,6 @@ def check_kills(folder: Path, function, *arguments, old: dict[str, str], volatil
     assert not [path for path in folder.parent.rglob(".*.tmp")]
 
 
-def save(folder: Path, seed: int = 0, **changes) -> Path:
-    torch.manual_seed(seed)
-    tiny_model(**changes).save_pretrained(folder)
-    tiny_processor().save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("clips")
@@ -131,14 +124,15 @@ def words(checkpoint: Path, clips: Path, *more: str) -> list[str]:
 
 
 def test_optimize_tokens_writes_its_plan_everywhere_or_nowhere(clips, tmp_path):
-    checkpoint = save(tmp_path / "work" / "model", token_plan={16: [8, 28]})
+    checkpoint = save_checkpoint(tmp_path / "work" / "model", token_plan={16: [8, 28]})
     more = ("--frames", "2", "4", "--sizes", "28", "--token_budgets", "8", "4")
     check_kills(checkpoint, optimize_tokens.main, words(checkpoint, clips, *more), old=contents(checkpoint))
 
 
 def test_evaluate_leaves_no_new_predictions_beside_old_metrics(clips, tmp_path):
     out, volatile = tmp_path / "work" / "results", ("metrics.json",)
-    old_model, new_model = save(tmp_path / "old"), save(tmp_path / "new", id2label=dict(enumerate("abcdef")))
+    old_model = save_checkpoint(tmp_path / "old")
+    new_model = save_checkpoint(tmp_path / "new", id2label=dict(enumerate("abcdef")))
     evaluate.main([*words(old_model, clips, "--points", "2x28@4", "--per_class"), "--output_dir", str(out)])
     (clips.parent / "abc.csv").write_text(clips.read_text().replace("class 0", "a").replace("class 1", "b"))
     labelled = (clips.parent / "abc.csv").read_text().replace("class 2", "c")
@@ -150,7 +144,7 @@ def test_evaluate_leaves_no_new_predictions_beside_old_metrics(clips, tmp_path):
 def test_predict_replaces_its_list_in_one_go(clips, tmp_path):
     out = tmp_path / "work"
     out.mkdir()
-    model = save(tmp_path / "model")
+    model = save_checkpoint(tmp_path / "model")
     fixed = ["--model_name_or_path", str(model), str(clips.parent), "--output", str(out / "labels.csv")]
     fixed += ["--dataloader_num_workers", "0"]
     predict.main([*fixed, "--token_budget", "4"])

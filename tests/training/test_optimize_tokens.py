@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from evaluation_parts import direct_scores, tiny_model, tiny_processor, write_clips
+from evaluation_parts import direct_scores, save_checkpoint, tiny_model, tiny_processor, write_clips
 from transformers import pipeline
 
 from flux_hf import (
@@ -17,12 +17,6 @@ from flux_hf import (
 from training.inference.points import EvalPoint
 from training.inference.search import best_point, candidates, make_grid
 from training.optimize_tokens import main, parse_arguments, write_plan
-
-
-def save(folder: Path, **changes) -> Path:
-    tiny_model(**changes).save_pretrained(folder)
-    tiny_processor().save_pretrained(folder)
-    return folder
 
 
 def write_data(folder: Path, hidden: EvalPoint) -> Path:
@@ -49,7 +43,7 @@ GRID = ["--frames", "2", "4", "8", "--sizes", "28", "42"]
 
 
 def test_the_search_finds_the_hidden_clip_and_writes_it(data, tmp_path, capsys):
-    checkpoint = save(tmp_path / "model", token_plan={64: [12, 28], 16: [4, 28]})
+    checkpoint = save_checkpoint(tmp_path / "model", token_plan={64: [12, 28], 16: [4, 28]})
     before = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
     main(flags(checkpoint, data, *GRID, "--token_budgets", "16", "100"))
 
@@ -85,7 +79,7 @@ def test_the_search_finds_the_hidden_clip_and_writes_it(data, tmp_path, capsys):
 
 
 def test_the_plan_reaches_pipeline_and_processor(data, tmp_path):
-    checkpoint = save(tmp_path / "model")
+    checkpoint = save_checkpoint(tmp_path / "model")
     main(flags(checkpoint, data, *GRID, "--token_budgets", "16"))
     classify = pipeline(
         "video-classification", model=str(checkpoint), pipeline_class=FluxViTVideoClassificationPipeline, device="cpu"
@@ -104,7 +98,7 @@ def test_the_plan_reaches_pipeline_and_processor(data, tmp_path):
 
 
 def test_a_copy_of_the_checkpoint(data, tmp_path):
-    checkpoint, copy = save(tmp_path / "model"), tmp_path / "copy"
+    checkpoint, copy = save_checkpoint(tmp_path / "model"), tmp_path / "copy"
     before = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
     main(flags(checkpoint, data, *GRID, "--token_budgets", "16", "--output_dir", str(copy)))
     assert {path.name: path.read_bytes() for path in checkpoint.iterdir()} == before
@@ -118,7 +112,7 @@ def test_a_copy_of_the_checkpoint(data, tmp_path):
 def test_failed_clips_do_not_count(data, tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"no video at all")
     (tmp_path / "val.csv").write_text(data.read_text() + f"{tmp_path / 'broken.mp4'},class 0\n")
-    checkpoint = save(tmp_path / "model")
+    checkpoint = save_checkpoint(tmp_path / "model")
     main(flags(checkpoint, tmp_path / "val.csv", "--data_root", str(data.parent), *GRID, "--token_budgets", "16"))
     report = json.loads((checkpoint / "token_plan_search.json").read_text())
     assert report["budgets"][0]["best"]["accuracy"] == 1.0
@@ -160,7 +154,7 @@ def test_the_grid_respects_tubelets_and_patches():
 
 def test_a_plan_is_written_where_the_processor_is_read_from(tmp_path):
     """Newer checkpoints may keep the processor's settings inside processor_config.json, which is read first."""
-    checkpoint = save(tmp_path)
+    checkpoint = save_checkpoint(tmp_path)
     settings = json.loads((checkpoint / "video_preprocessor_config.json").read_text())
     (checkpoint / "processor_config.json").write_text(json.dumps({"video_processor": settings, "other": 1}))
     write_plan(checkpoint, {16: [8, 42]})

@@ -108,6 +108,15 @@ def draw_results(path: Path, results: Sequence[dict[str, Any]], title: str) -> N
     """Draws accuracy over GFLOPs, one line a clip shape through its budgets."""
     metric = next(name for name in METRIC_NAMES if name in results[0])
     with drawing(path) as axes:
+        for shape in dict.fromkeys((result["num_frames"], result["size"]) for result in results):
+            line = [result for result in results if (result["num_frames"], result["size"]) == shape]
+            line.sort(key=lambda result: result["gflops_per_view"])
+            gflops = [result["gflops_per_view"] for result in line]
+            shares = [100 * result[metric] for result in line]
+            axes.plot(gflops, shares, marker="o", label=f"{shape[0]} frames of {shape[1]}x{shape[1]}")
+            for x, y, result in zip(gflops, shares, line, strict=True):
+                text = f"{result['kept_tokens']} tokens"
+                axes.annotate(text, (x, y), textcoords="offset points", xytext=(4, 5), fontsize=8)
         axes.set(xlabel="GFLOPs a view", ylabel=f"{METRIC_NAMES[metric]} (%)", title=title)
         axes.margins(x=0.25, y=0.15)  # room for the texts
 
