@@ -121,8 +121,8 @@ def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
     the folder's place in one go when the block ends, so that nobody sees old and new files beside each other.
 
     Files are linked, not copied: to write into one would write into the old folder too. What a killed process left
-    behind is removed first. A folder that holds others, or that somebody works in, stays, and gets its files one by
-    one, what describes it last; so it is, but for an instant, where the system cannot exchange two names.
+    behind is removed first. A folder that holds others, or in which this process works, stays, and gets its files one
+    by one, what describes it last; so does any where two names cannot be exchanged (other systems, network disks).
     """
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -132,6 +132,8 @@ def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
     lives = any(map(Path.is_dir, held)) or target in (Path.cwd(), *Path.cwd().parents)
     try:
         temporary.mkdir()
+        if target.exists():
+            shutil.copymode(target, temporary)
         for file in held:
             if file.is_file():
                 _link(file, temporary / file.name)
@@ -139,14 +141,13 @@ def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
         flush_tree(temporary)
         if not target.exists():
             os.replace(temporary, target)
-        elif lives:
-            for file in sorted(temporary.iterdir(), key=lambda file: (file.name in DESCRIBING, file.name)):
-                os.replace(file, target / file.name)
-        else:
-            _exchange(temporary, target)
+        elif not lives and _exchange(temporary, target):
             for file in temporary.iterdir():
                 if not (target / file.name).exists():  # it came while the block ran
                     os.replace(file, target / file.name)
+        else:
+            for file in sorted(temporary.iterdir(), key=lambda file: (file.name in DESCRIBING, file.name)):
+                os.replace(file, target / file.name)
         _flush(target.parent)
     finally:
         remove(temporary)
@@ -159,16 +160,11 @@ def _link(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def _exchange(one: Path, other: Path) -> None:
-    """Each takes the other's name, in one go where the system can."""
+def _exchange(one: Path, other: Path) -> bool:
+    """Gives each the other's name in one go. Returns whether the system, and the file system, can."""
     exchange = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
     here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    if exchange is not None and exchange(here, os.fsencode(one), here, os.fsencode(other), swap) == 0:
-        return
-    old = other.with_name(f".{other.name}.{uuid.uuid4().hex[:12]}.old.tmp")
-    os.replace(other, old)
-    os.replace(one, other)
-    os.replace(old, one)
+    return exchange is not None and exchange(here, os.fsencode(one), here, os.fsencode(other), swap) == 0
 
 
 def remove(path: Path) -> None:

@@ -154,6 +154,31 @@ def test_a_folder_that_lives_stays_and_gets_its_files(tmp_path, monkeypatch, liv
     assert (target / "checkpoint-1").is_dir() == (lives == "a folder inside")
 
 
+def test_where_names_cannot_be_exchanged_what_describes_a_folder_comes_last(tmp_path, monkeypatch):
+    target, order, real = tmp_path / "out", [], os.replace
+    target.mkdir()
+    for name in ("config.json", "kept.txt"):
+        (target / name).write_text("old")
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    with files.replacing_folder(target) as folder:
+        for name in ("config.json", "model.safetensors", "z.txt"):
+            files.write_text(folder / name, "new")
+        monkeypatch.setattr(os, "replace", lambda source, to: (order.append(Path(to).name), real(source, to)))
+    assert {path.name: path.read_text() for path in target.iterdir()} == {
+        **dict.fromkeys(("config.json", "model.safetensors", "z.txt"), "new"),
+        "kept.txt": "old",
+    }
+    assert order[-1] == "config.json" and os.listdir(tmp_path) == ["out"]
+
+
+def test_a_replaced_folder_keeps_its_rights(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out").chmod(0o2770)
+    with files.replacing_folder(tmp_path / "out") as folder:
+        files.write_text(folder / "a.txt", "new")
+    assert (tmp_path / "out").stat().st_mode & 0o7777 == 0o2770
+
+
 def test_what_comes_while_a_folder_is_replaced_is_kept(tmp_path):
     target = tmp_path / "out"
     target.mkdir()
