@@ -176,12 +176,19 @@ def test_float16_steps_that_overflow_are_counted_and_move_no_average():
             optimizer_step(run)
 
 
-def test_a_step_that_deepspeed_has_taken_ends_the_run():
+@pytest.mark.parametrize("skipped", [False, True])
+def test_a_step_that_deepspeed_has_taken_ends_the_run_and_one_it_left_out_does_not(skipped):
+    Accelerator(cpu=True)
     engine = SimpleNamespace(scaler=None, clip_grad_norm_=lambda parameters, limit: -1.0)
-    state = SimpleNamespace(progress=Progress(step=7), ema=None, engine=object(), scheduler=None)
-    run = Run(None, engine, None, nn.Linear(1, 1), None, state, 1, 100)
-    with pytest.raises(FloatingPointError, match="step 7: DeepSpeed took it"):
+    nothing = SimpleNamespace(step=lambda: None, zero_grad=lambda: None, step_was_skipped=skipped)
+    state = SimpleNamespace(progress=Progress(step=7), ema=None, engine=object(), scheduler=nothing)
+    run = Run(None, engine, None, nn.Linear(1, 1), nothing, state, 1, 100)
+    if skipped:
         optimizer_step(run)
+        assert (state.progress.skipped_steps, state.progress.step, run.skipped_in_a_row) == (1, 8, 1)
+    else:
+        with pytest.raises(FloatingPointError, match="step 7: DeepSpeed took it"):
+            optimizer_step(run)
 
 
 def test_a_bfloat16_checkpoint_is_trained_in_float32(data, tmp_path):

@@ -164,10 +164,11 @@ def optimizer_step(run: Run) -> None:
     norm = accelerator.clip_grad_norm_(run.wrapped.parameters(), run.max_grad_norm)
     # DeepSpeed's norm is -1 where it is not finite; float16's scaler looks for itself
     finite = norm is None or accelerator.scaler is not None or 0 <= float(norm) < math.inf
-    if not finite and run.state.engine is not None:
-        raise FloatingPointError(f"step {progress.step}: DeepSpeed took it, and its gradient is not finite: go back")
-    if finite:
+    taken = run.state.engine is not None  # by DeepSpeed in the backward pass, unless it left the step out itself
+    if finite or taken:
         run.optimizer.step()
+        if taken and not finite and not run.optimizer.step_was_skipped:
+            raise FloatingPointError(f"step {progress.step}: DeepSpeed took it, its gradient is not finite: go back")
         finite = not run.optimizer.step_was_skipped
     if finite:
         run.skipped_in_a_row = 0
