@@ -97,8 +97,9 @@ def decode_video(
         `duration` in seconds).
 
     Raises:
-        VideoDecodeError: not a video, damaged where it was read, a URL that cannot be fetched, or a file whose frames
-            decord would not give exactly.
+        VideoDecodeError: not a video, damaged where it was read, cut short (unless `indices` are a list of frames that
+            are there), a URL that cannot be fetched, or a file whose frames decord would not give exactly. Damage is
+            what FFmpeg raises as an error; of GIF, DV and WMV it only logs much.
         FileNotFoundError, IsADirectoryError, PermissionError: as `open` would.
         ValueError: an index outside the video, or an unknown backend.
         ImportError: the decoder is not installed.

@@ -8,11 +8,11 @@ each can be decoded from the keyframe before it.
 
 import importlib
 import io
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
+from typing import BinaryIO
 
 import numpy as np
 from transformers.video_utils import VideoMetadata
@@ -74,19 +74,9 @@ class MediaFile:
         source = self.name if self.data is None else io.BytesIO(self.data)
         return import_decoder("av").open(source, metadata_errors="replace")
 
-    def size(self) -> int:
-        """In bytes; 0 where it is not known."""
-        if self.data is not None:
-            return len(self.data)
-        return os.path.getsize(self.name) if os.path.isfile(self.name) else 0
-
-    def read(self, position: int, length: int) -> bytes:
-        """Some of its bytes."""
-        if self.data is not None:
-            return self.data[position : position + length]
-        with open(self.name, "rb") as file:
-            file.seek(position)
-            return file.read(length)
+    def open_bytes(self) -> BinaryIO:
+        """Its content, to be read anywhere."""
+        return open(self.name, "rb") if self.data is None else io.BytesIO(self.data)
 
     def error(self, reason: str | Exception) -> VideoDecodeError:
         """The error for this file, with FFmpeg's own words where it raised one."""
@@ -189,6 +179,8 @@ def _scan(file: MediaFile, container, video, seekable_format: bool) -> Stream:
             groups.add(packet)
     if first is None:
         raise file.error("no frame can be decoded")
+    with file.open_bytes() as content:
+        cut_short = _cut_short(content)
     fault = _group_fault(container, video, first, groups, packets, discarded, seekable_format)
     rate = video.average_rate or video.guessed_rate
     if video.duration:
@@ -205,17 +197,17 @@ def _scan(file: MediaFile, container, video, seekable_format: bool) -> Stream:
         likely_frame_count=max(1, packets - discarded - empty),
         group_fault=fault,
         decord_fault=fault or groups.decord_fault or _picture_fault(first),
-        cut_short=_cut_short(file),
+        cut_short=cut_short,
         packet_times=None if fault else np.array(groups.times),
         key_packets=None if fault else np.array(groups.keys),
     )
 
 
-def _cut_short(file: MediaFile) -> str | None:
-    """Whether the file ends before the container says: MP4, AVI and Matroska tell how many bytes there should be."""
-    head, promised = file.read(0, 4096), 0
+def _cut_short(content: BinaryIO) -> str | None:
+    """Whether a file ends before the container says: MP4, AVI and Matroska tell how many bytes there should be."""
+    head, promised = content.read(4096), 0
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
-        promised = _end_of_boxes(file)
+        promised = _end_of_boxes(content)
     elif head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         promised = 8 + int.from_bytes(head[4:8], "little")
     elif head[:4] == b"\x1a\x45\xdf\xa3":  # EBML header, then the segment that holds everything
@@ -224,14 +216,14 @@ def _cut_short(file: MediaFile) -> str | None:
         if head[segment : segment + 4] == b"\x18\x53\x80\x67":
             size, start = _ebml_size(head, segment + 4)
             promised = start + size if size is not None else 0
-    missing = promised - file.size()
+    missing = promised - content.seek(0, io.SEEK_END)
     return f"it ends {missing} bytes before its own end" if missing > 1 else None  # AVI pads to an even length
 
 
-def _end_of_boxes(file: MediaFile) -> int:
+def _end_of_boxes(content: BinaryIO) -> int:
     """Where the last box of an MP4 or MOV file (ISO/IEC 14496-12, 4.2) that has a medium's data ends."""
     position, end = 0, 0
-    while len(head := file.read(position, 16)) >= 8:
+    while content.seek(position) == position and len(head := content.read(16)) >= 8:
         size = int.from_bytes(head[:4], "big")
         if size == 1:
             size = int.from_bytes(head[8:16], "big")
@@ -365,7 +357,7 @@ def _display_matrix(frame) -> list[int] | None:
     """The first five numbers of a frame's display matrix, where it has one."""
     try:
         data = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # PyAV does not know a kind of data that lies beside it, such as Exif
+    except ValueError:  # PyAV does not know what lies beside it, such as Exif; a mirror is not seen then
         turns = round(frame.rotation / 90) % 4  # anticlockwise
         return {1: [0, -1, 0, 1, 0], 2: [-1, 0, 0, 0, -1], 3: [0, 1, 0, -1, 0]}.get(turns)
     return None if data is None else np.frombuffer(bytes(data), dtype=np.int32)[:5].tolist()

@@ -118,9 +118,10 @@ def test_an_avi_that_is_cut_short():
         decode_video(whole[: len(whole) * 2 // 3])
 
 
-def test_frames_with_exif():
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_frames_with_exif_stand_upright(orientation):
     buffer, exif = io.BytesIO(), Image.Exif()
-    exif[0x0112] = 1
+    exif[0x0112] = orientation
     with av.open(buffer, "w", format="matroska") as out:
         stream = out.add_stream("mjpeg", rate=25)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuvj420p"
@@ -131,5 +132,6 @@ def test_frames_with_exif():
             packet.stream, packet.pts, packet.dts, packet.time_base = stream, index, index, Fraction(1, 25)
             out.mux(packet)
     frames, _ = decode_video(buffer.getvalue())
-    assert frames.shape == (4, HEIGHT, WIDTH, 3)
-    assert np.abs(frames[2].numpy().astype(int) - picture(2)).mean() < 20
+    upright = np.rot90(picture(2), {1: 0, 3: 2, 6: 3, 8: 1}[orientation])
+    assert frames.shape == (4, *upright.shape)
+    assert np.abs(frames[2].numpy().astype(int) - upright).mean() < 20
