@@ -204,7 +204,7 @@ def _is_same(one: Tensor, other: Tensor) -> bool:
     return one.dtype == other.dtype and torch.equal(one, other)
 
 
-MAX_CACHED_GRIDS = 16  # a search looks at 32 shapes in turn, flexible sampling draws from 18
+MAX_CACHED_GRIDS = 32  # as many as token optimization looks at in turn; flexible sampling draws from 18
 
 
 class FluxViTPositionEmbeddings(nn.Module):
@@ -222,8 +222,8 @@ class FluxViTPositionEmbeddings(nn.Module):
         """(1, 1 + frames * rows * columns, D): the class token's row as it is, then the grid's rows.
 
         On a CPU, results are used again, when no gradient is wanted, for the same grid and the same weights. They are
-        compared by value, which costs a tenth of interpolating: versions and pointers miss writes through `.data`. A
-        GPU interpolates in less time than the comparison would make it wait.
+        compared by value, which costs a tenth of interpolating: versions and pointers miss writes through `.data`. On a
+        GPU the comparison would wait for all that was asked of it before.
         """
         weights = list(self.parameters())
         # sharded, fake and meta tensors have no values to compare at hand
@@ -780,8 +780,8 @@ class FluxViTForVideoClassification(FluxViTPreTrainedModel):
         others = [self.fluxvit.projectors[k] for k in range(len(self.classifiers)) if k != head]
         others += [classifier for k, classifier in enumerate(self.classifiers) if k != head]
         parameters = [p for module in [*others, self.alignment_decoders] for p in module.parameters()]
-        # sharded ones (FSDP) are gathered by their own modules, which wait for nothing
-        sums = [p.sum() for p in parameters if p.requires_grad and not hasattr(p, "placements")]
+        # sharded ones (FSDP, ZeRO-3) are gathered by their own modules, which wait for nothing
+        sums = [p.sum() for p in parameters if p.requires_grad and p.numel() and not hasattr(p, "placements")]
         return 0.0 * torch.stack(sums).sum() if sums else self.fc_norm.weight.new_zeros(())
 
     def freeze_alignment(self) -> None:
