@@ -1,7 +1,6 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
 """The flags of every command, in groups and named as in the Hugging Face example scripts; recipes that preset them."""
 
-import sys
 from argparse import RawDescriptionHelpFormatter
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -62,6 +61,12 @@ class SourceArguments:
 
 
 @dataclass
+class HeldOutArguments(SourceArguments):
+    validation_data: str | None = flag(None, "as --data, for validation")
+    validation_split: str | None = flag(None, "likewise for validation; alone, a split of --data")
+
+
+@dataclass
 class LoaderArguments:
     dataloader_num_workers: int = flag(2, "decoding processes of each process")
 
@@ -114,9 +119,7 @@ class ObjectiveArguments:
 
 
 @dataclass
-class DataArguments(LoaderArguments, SourceArguments):
-    validation_data: str | None = flag(None, "as --data, for validation")
-    validation_split: str | None = flag(None, "likewise for validation; alone, a split of --data")
+class DataArguments(LoaderArguments, HeldOutArguments):
     streaming: bool = flag(False, "stream --dataset_name instead of downloading it")
     shuffle_buffer_size: int = flag(256, "clips of a stream, with their contents, that each loader worker draws from")
     split_stream: bool = flag(False, "each loader worker reads a part of the stream, not all: batches depend on them")
@@ -233,8 +236,6 @@ def parse_command(group: type, description: str, arguments: list[str] | None = N
     parser = HfArgumentParser(group, description=description, formatter_class=RawDescriptionHelpFormatter)
     for name, text in positional.items():
         parser.add_argument(name, nargs="+", help=text)
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
     args, *lists = parser.parse_args_into_dataclasses(arguments)
     vars(args).update(*map(vars, lists))
     check_values(vars(args))
@@ -271,9 +272,9 @@ def _typed(name: str, kind: Any, value: Any) -> Any:
         return [_typed(name, get_args(kind)[0], item) for item in (value if isinstance(value, list) else [value])]
     if kind is str and isinstance(value, (str, int, float)):
         return ("yes" if value else "no") if isinstance(value, bool) else str(value)
-    fits = isinstance(value, bool) if kind is bool else isinstance(value, (int, float, str)) and value is not True
+    fits = isinstance(value, (int, float, str)) and isinstance(value, bool) == (kind is bool)
     try:
-        if fits and (kind is not int or float(value) == int(float(value))):
+        if fits and (kind is not int or float(value).is_integer()):
             return kind(value)
     except ValueError:
         pass

@@ -63,6 +63,8 @@ def check_clips(clips: Sequence[Clip], num_workers: int = 2) -> Iterator[tuple[C
 def main(arguments: list[str] | None = None) -> int:
     """Prints the bad clips and the counts. Returns the exit status: 0, or 1 if any clip is bad."""
     args = parse_command(CheckArguments, __doc__, arguments)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
     clips = list_clips(args, labelled=False)
     failures: list[Failure] = []
     total_frames = 0

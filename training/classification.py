@@ -24,6 +24,7 @@ from .arguments import (
     AugmentationArguments,
     DataArguments,
     FinetuneArguments,
+    HeldOutArguments,
     ObjectiveArguments,
     SamplingArguments,
     SourceArguments,
@@ -62,11 +63,8 @@ class LabelledData:
     labels: list[str]
 
 
-def held_out_source(args: Any) -> SourceArguments:
-    """Where validation clips come from: the training set's own source, but for what is said of them.
-
-    `args` are `SourceArguments` with `validation_data` and `validation_split`.
-    """
+def held_out_source(args: HeldOutArguments) -> SourceArguments:
+    """Where validation clips come from: the training set's own source, but for what is said of them."""
     other_set = {"data": args.validation_data, "dataset_name": None} if args.validation_data else {}
     return replace(args, split=args.validation_split, **other_set)
 
@@ -226,13 +224,12 @@ class ClassificationTask:
         self.failures.load_state_dict(state["failures"])
 
 
-def class_weights(args: ObjectiveArguments, data: LabelledData, label2id: dict[str, int]) -> Tensor | None:
+def class_weights(args: ObjectiveArguments, clips: Sequence[Clip], targets: ClassTargets) -> Tensor | None:
     """Of the loss, by how rare the classes are, if asked for; one that does not occur weighs nothing."""
     if not args.class_weights:
         return None
-    counts, _ = class_shares(data.training, ClassTargets(label2id, multi_label=True))
-    weights = counts.sum() / (len(counts) * counts)
-    return torch.where(counts > 0, weights, 0.0).float()
+    counts, _ = class_shares(clips, targets)
+    return torch.where(counts > 0, counts.sum() / (len(counts) * counts), 0.0).float()
 
 
 def evaluate_budgets(
@@ -256,13 +253,12 @@ def evaluate_budgets(
 def build_task(
     args: FinetuneArguments,
     data: LabelledData,
-    label2id: dict[str, int],
+    targets: ClassTargets,
     config: FluxViTConfig,
     processor: FluxViTVideoProcessor,
     accelerator: Accelerator,
 ) -> ClassificationTask:
     """The task of the flags, for a model of this config. Raises ValueError for labels that the model does not have."""
-    targets = ClassTargets(label2id, args.data.multi_label)
     # labels that training never sees are an error now, not after an epoch
     held_out_targets = encode_labels(data.held_out, targets) if data.held_out else None
     source = data.training if args.data.streaming else cached(data.training, args.data, accelerator)

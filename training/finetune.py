@@ -20,6 +20,7 @@ from conversion.push_to_hub import Target, explained, open_hub, push
 
 from .arguments import FinetuneArguments, parse_arguments
 from .classification import ClassificationTask, build_task, class_weights, clip_shapes, read_data
+from .data.targets import ClassTargets
 from .engine.checkpoint import best_checkpoint, finish, list_checkpoints
 from .engine.log import read_log
 from .engine.loop import Run, resume, train
@@ -34,12 +35,12 @@ def prepare(args: FinetuneArguments, accelerator: Accelerator) -> Run:
     """Data, model, task and optimiser, ready to train."""
     data = read_data(args.data, args.views.max_eval_samples)
     model, processor, label2id = build_model(args.model, args.objective, data.labels, args.data.multi_label)
-    config = model.config
-    task = build_task(args, data, label2id, config, processor, accelerator)
+    config, targets = model.config, ClassTargets(label2id, args.data.multi_label)
+    task = build_task(args, data, targets, config, processor, accelerator)
     shapes = [[shape.num_frames, shape.size] for shape in clip_shapes(args.sampling, config)]
     return build_run(
         task,
-        build_objective(model, args.model, args.objective, class_weights(args.objective, data, label2id)),
+        build_objective(model, args.model, args.objective, class_weights(args.objective, data.training, targets)),
         accelerator,
         args.optimization,
         args.run,

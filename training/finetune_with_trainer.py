@@ -18,7 +18,7 @@ from transformers import EvalPrediction, HfArgumentParser, Trainer, TrainingArgu
 from flux_hf.modeling_fluxvit import FluxViTForVideoClassification
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
-from .arguments import SourceArguments, check_source, flag
+from .arguments import HeldOutArguments, check_source, flag
 from .classification import held_out_source
 from .data.augment import ClipAugment
 from .data.augment_config import AUGMENT_PRESETS
@@ -31,10 +31,8 @@ from .model import take_labels
 
 
 @dataclass
-class ScriptArguments(SourceArguments):
+class ScriptArguments(HeldOutArguments):
     model_name_or_path: str | None = flag(None, "checkpoint to start from (required)")
-    validation_data: str | None = flag(None, "as --data, for validation")
-    validation_split: str | None = flag(None, "likewise for validation; alone, a split of --data")
     token_budget: int | None = flag(None, "tokens to train at; else the model's default")
     augmentation: str = flag("light", "preset of the clips' augmentation", list(AUGMENT_PRESETS))
 

@@ -20,7 +20,7 @@ FLAGS = """
     drop_path_rate classifier_dropout gradient_checkpointing torch_compile freeze_layers lora_rank lora_alpha
     lora_dropout objective token_budgets alignment_weight mixup cutmix mixup_prob mixup_switch_prob class_weights
     label_smoothing data split data_root dataset_name dataset_config_name video_column label_column frame_template
-    multi_label dataloader_num_workers validation_data validation_split streaming shuffle_buffer_size split_stream
+    multi_label validation_data validation_split dataloader_num_workers streaming shuffle_buffer_size split_stream
     max_train_samples frame_cache frame_cache_short_side frame_cache_max_frames max_failed_share sampling frames
     sizes token_window independent_shapes class_balanced sampling_rule augmentation augment_on_device num_sample
     horizontal_flip per_device_train_batch_size gradient_accumulation_steps num_train_epochs max_train_steps

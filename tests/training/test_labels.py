@@ -10,7 +10,7 @@ from training_runs import different, flags, losses, weights, write_data
 
 from flux_hf import FluxViTVideoProcessor
 from training.arguments import ObjectiveArguments
-from training.classification import LabelledData, class_weights
+from training.classification import class_weights
 from training.data.reader import VideoFile
 from training.data.sampling import ClipShape, FluxBatchSampler
 from training.data.targets import ClassTargets, class_shares, label_targets
@@ -128,9 +128,8 @@ def test_a_balanced_epoch_draws_all_classes_alike_and_resumes():
 
 def test_weights_of_the_loss():
     args = ObjectiveArguments(class_weights=True)
-    data = LabelledData(CLIPS, [], ["often", "rare"])
-    assert class_weights(ObjectiveArguments(), data, {"often": 0, "rare": 1}) is None
-    weights = class_weights(args, data, {"often": 0, "rare": 1, "never": 2})
+    assert class_weights(ObjectiveArguments(), CLIPS, ClassTargets({"often": 0, "rare": 1})) is None
+    weights = class_weights(args, CLIPS, ClassTargets({"often": 0, "rare": 1, "never": 2}))
     assert weights.tolist() == pytest.approx([8 / 18, 8 / 6, 0])
     logits, targets = torch.randn(4, 3), torch.eye(3)[[0, 1, 1, 0]]
     model = tiny_model(num_labels=3, id2label=dict(enumerate("abc")))
@@ -144,12 +143,21 @@ def test_weights_of_the_loss():
 
 def test_rare_classes_by_flag(tmp_path):
     data = write_data(tmp_path / "clips", 12, 6)
+    header, *rows = (data / "train.csv").read_text().split()
+    uneven = [row for index, row in enumerate(rows) if index not in (6, 7)]  # two classes occur once, four twice
+    (data / "uneven.csv").write_text("\n".join([header, *uneven, ""]))
     rates = {"max_train_steps": 2, "num_warmup_steps": 1, "checkpointing_steps": "no"}
-    for name, more in (("plain", {}), ("balanced", {"class_balanced": True}), ("weighed", {"class_weights": True})):
-        main(flags(data, tmp_path / name, **rates, **more))
-        AcceleratorState._reset_state(reset_partial_state=True)
-    plain, balanced, weighed = (losses(tmp_path / name) for name in ("plain", "balanced", "weighed"))
-    assert balanced != plain and weighed == pytest.approx(plain, abs=1e-5)  # the set is balanced: all weigh 1
+    flag = {"plain": {}, "balanced": {"class_balanced": True}, "weighed": {"class_weights": True}}
+    logs = {}
+    for clips in ("train", "uneven"):
+        for name, more in flag.items():
+            out = tmp_path / clips / name
+            main(flags(data, out, data=data / f"{clips}.csv", **rates, **more))
+            logs[clips, name] = losses(out)
+            AcceleratorState._reset_state(reset_partial_state=True)
+    assert logs["train", "balanced"] != logs["train", "plain"]
+    assert logs["train", "weighed"] == pytest.approx(logs["train", "plain"], abs=1e-5)  # all classes weigh 1
+    assert logs["uneven", "weighed"] != pytest.approx(logs["uneven", "plain"], abs=1e-3)
     with pytest.raises(ValueError, match="--class_balanced must know all labels: not with --streaming"):
         main(
             [

@@ -42,6 +42,7 @@ AB = [("a.mp4", "x"), ("b.mp4", "y")]
         ("v/a.mp4\tx, then y\nv/b.mp4\ty\n", [("a.mp4", "x, then y"), ("b.mp4", "y")]),
         ("v/c,d.mp4\tx\nv/b.mp4\ty\n", [("c,d.mp4", "x"), ("b.mp4", "y")]),
         ("v/c,d.mp4 0\nv/e f.mp4 1\n", [("c,d.mp4", "0"), ("e f.mp4", "1")]),
+        ("v/a.mp4,class 1\nv/b.mp4,class 2\n", [("a.mp4", "class 1"), ("b.mp4", "class 2")]),
         ('path,label\n"v/c,d.mp4",x\nv/b.mp4,y\n', [("c,d.mp4", "x"), ("b.mp4", "y")]),
     ],
 )
@@ -83,6 +84,15 @@ def test_every_ending_and_linked_folders(tmp_path):
     assert len(find_clips([str(tmp_path / "set")])) == 4
 
 
+def test_two_classes_may_link_to_one_folder(tmp_path):
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "a.mp4").touch()
+    for label in ("run", "sit"):
+        (tmp_path / "set" / label).mkdir(parents=True)
+        (tmp_path / "set" / label / "more").symlink_to(tmp_path / "shared")
+    assert [clip.name for clip in read_clips(tmp_path / "set")] == ["run/more/a.mp4", "sit/more/a.mp4"]
+
+
 def test_a_video_beside_the_class_folders_is_an_error(tmp_path):
     (tmp_path / "class").mkdir()
     (tmp_path / "class" / "a.mp4").touch()
@@ -110,7 +120,11 @@ def test_values_of_natural_types(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["seed: x", "seed: 1.5", "streaming: 1", "learning_rate: fast", "token_budgets: [a]", "seed: [1, 2]"]
+    "text",
+    [
+        *("seed: x", "seed: 1.5", "seed: [1, 2]", "learning_rate: fast", "token_budgets: [a]", "streaming: 1"),
+        *("seed: no", "learning_rate: true"),  # YAML's booleans are numbers to Python
+    ],
 )
 def test_values_of_another_type_are_refused(tmp_path, text):
     (tmp_path / "recipe.yaml").write_text(text)

@@ -122,9 +122,10 @@ def _read_text(path: Path) -> str:
 
 def _delimiter(first: str) -> str | None:
     """What separates the cells, by a file's first line: None for spaces."""
-    words = first.split()
-    if "\t" not in first and len(words) > 1 and words[-1].isdecimal() and _num_columns(words) > 1:
-        return None  # `name with, comma.mp4 3`
+    *_, name, label = "", "", *first.split()
+    is_name = name.isdecimal() or Path(name).suffix.lower() in VIDEO_SUFFIXES
+    if "\t" not in first and label.isdecimal() and is_name:
+        return None  # `name with, comma.mp4 3`, `folder, too 120 3`; not `a.mp4,class 3`
     return next((mark for mark in "\t,;" if mark in first), None)
 
 
@@ -251,12 +252,12 @@ def video_files(folder: Path, wanted: str = "videos") -> list[Path]:
     Raises:
         ValueError: there are none; says what is `wanted`.
     """
-    files, seen = [], set()
+    files = []
     for place, folders, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(place)) in seen:  # a link back up
+        above = [folder, *(folder / part for part in Path(place).relative_to(folder).parents)]
+        if Path(place) != folder and os.path.realpath(place) in map(os.path.realpath, above):  # a link back up
             folders.clear()
             continue
-        seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
         files += [Path(place, name) for name in names if not name.startswith(".")]
     files = sorted(file for file in files if file.suffix.lower() in VIDEO_SUFFIXES)

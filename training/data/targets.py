@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .reader import Clip, Label
 from .sources import labels_of
@@ -86,10 +86,10 @@ def class_shares(clips: Sequence[Clip], targets: ClassTargets) -> tuple[Tensor, 
     """
     encoded = encode_labels(clips, targets)
     if encoded.ndim == 1:
-        encoded = nn.functional.one_hot(encoded, max(targets.label2id.values()) + 1)
-    encoded = encoded.double()
-    counts = encoded.sum(0)
-    return counts, (encoded / counts.clamp(min=1)).sum(1) / encoded.sum(1).clamp(min=1)
+        counts = torch.bincount(encoded, minlength=max(targets.label2id.values()) + 1).double()
+        return counts, 1 / counts[encoded]
+    counts = encoded.double().sum(0)
+    return counts, (encoded / counts.clamp(min=1)).sum(1) / encoded.sum(1)
 
 
 def label_targets(clips: Sequence[Clip], config: Any) -> Tensor:
