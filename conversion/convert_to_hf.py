@@ -32,17 +32,13 @@ WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def read_official(
-    checkpoint_path: str | os.PathLike,
-    output_directory: str | os.PathLike,
-    label_rows: list[int] | None,
-    report: KeyReport,
+    checkpoint_path: str | os.PathLike, label_rows: list[int] | None, report: KeyReport
 ) -> dict[str, Tensor]:
     """The video encoder's weights by their bare official names, with some rows of its classifiers, or all.
 
     Raises:
-        ValueError: the checkpoint cannot be read, or the output not be written.
+        ValueError: the checkpoint cannot be read, or has not these rows.
     """
-    check_output_directory(output_directory)
     weights = official_vision_weights(read_checkpoint(checkpoint_path), report)
     if label_rows is not None:
         slice_labels(weights, label_rows, report)
@@ -156,7 +152,8 @@ def convert(
         ConversionError: keys that do not fit, with the list. ValueError: anything else wrong with the input.
     """
     report = KeyReport()
-    weights = read_official(checkpoint_path, output_directory, label_rows, report)
+    check_output_directory(output_directory)
+    weights = read_official(checkpoint_path, label_rows, report)
     config = infer_config(weights, choices or ConfigChoices(), report.notes)
     has_classifier = any(name.startswith("head.") for name in weights)
     if not has_classifier:

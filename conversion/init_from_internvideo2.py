@@ -38,7 +38,7 @@ from conversion.infer_config import (
 )
 from conversion.labels import with_labels
 from conversion.report import ConversionError, KeyReport, by_value, run_command, shorten
-from conversion.saving import save_verified
+from conversion.saving import check_output_directory, save_verified
 from flux_hf import FluxViTConfig, FluxViTPreTrainedModel
 from flux_hf.configuration_fluxvit import FLUXVIT_SIZES
 from flux_hf.modeling_fluxvit import FluxViTPositionEmbeddings
@@ -121,7 +121,8 @@ def initialize(
         ConversionError: keys that do not fit, with the list. ValueError: anything else wrong with the input.
     """
     choices, start, report = choices or ConfigChoices(), start or StartChoices(), StartReport()
-    weights = read_official(checkpoint_path, output_directory, label_rows, report)
+    check_output_directory(output_directory)
+    weights = read_official(checkpoint_path, label_rows, report)
     source = infer_encoder(weights, choices, report.notes)
     if source["use_glpe"] or source["use_dual_patch_norm"] or count_numbered(weights, "clip_projector."):
         raise ValueError("the checkpoint is a FluxViT already: use conversion.convert_to_hf")

@@ -37,7 +37,8 @@ METRIC_TYPES = {
 POINT_FIELDS = ("num_frames", "size", "token_budget", "kept_tokens", "gflops_per_view", "clips_counted")
 # Of `training_arguments.json`, what makes the model and tells nothing of the machine it was trained on.
 RECIPE_FIELDS = (
-    "objective alignment_weight token_budgets sampling frames sizes token_window independent_shapes augmentation "
+    "objective alignment_weight token_budgets sampling frames sizes token_window independent_shapes class_balanced "
+    "class_weights augmentation "
     "horizontal_flip num_sample mixup cutmix label_smoothing drop_path_rate classifier_dropout freeze_layers lora_rank "
     "per_device_train_batch_size gradient_accumulation_steps num_train_epochs max_train_steps learning_rate "
     "min_learning_rate no_scale_lr num_warmup_epochs num_warmup_steps weight_decay layer_decay max_grad_norm ema_decay "
@@ -268,14 +269,11 @@ def budget_table(config: FluxViTConfig, model: FluxViTForVideoClassification, me
 
 
 def usage(config: FluxViTConfig, repo_id: str, classifies: bool) -> str:
-    auto_class, results = (
-        "AutoModel",
-        (
-            f"outputs.pooler_output  # (1, {config.projection_dim})\n"
-            f"outputs.last_hidden_state  # (1, 1 + tokens, {config.hidden_size})"
-        ),
+    simple, auto_class = "", "AutoModel"
+    results = (
+        f"outputs.pooler_output  # (1, {config.projection_dim})\n"
+        f"outputs.last_hidden_state  # (1, 1 + tokens, {config.hidden_size})"
     )
-    simple = ""
     if classifies:
         auto_class, results = "AutoModelForVideoClassification", f"outputs.logits  # (1, {config.num_labels})"
         simple = f"""\
