@@ -14,13 +14,14 @@ class ToyEncoder(nn.Module):
             token_budget=token_budgets[1],
             token_plan=None,
             num_hidden_layers=1,
-            **{"num_frames": 4, "patch_size": 14, "tubelet_size": 1},
+            num_frames=4,
+            patch_size=14,
+            tubelet_size=1,
             num_labels=num_labels,
             id2label={index: f"class {index}" for index in range(num_labels)},
             problem_type=None,
         )
-        self.embeddings = nn.Linear(3, width)
-        self.layer = nn.Linear(width, width)
+        self.embeddings, self.layer = nn.Linear(3, width), nn.Linear(width, width)
         self.heads = nn.ModuleList([nn.Linear(width, num_labels) for _ in token_budgets])
 
     def embed(self, pixel_values_videos):
@@ -28,9 +29,8 @@ class ToyEncoder(nn.Module):
         return self.embeddings(cut.flatten(3).transpose(2, 3)), cut.shape[1::2]
 
     def select(self, patches, token_budgets):
-        brightness = patches.flatten(1, 2).norm(dim=-1)
-        kept = [min(budget or brightness.shape[1], brightness.shape[1]) for budget in token_budgets]
-        return [brightness.topk(number).indices.sort().values for number in kept]
+        brightest_first = patches.flatten(1, 2).norm(dim=-1).argsort(descending=True)
+        return [brightest_first[:, :budget].sort().values for budget in token_budgets]
 
     def encode(self, patches, grid, keep_indices, layers=()):
         tokens = patches.flatten(1, 2).gather(1, keep_indices[..., None].expand(-1, -1, patches.shape[-1]))
