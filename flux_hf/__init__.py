@@ -3,7 +3,10 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification, AutoVideoProcessor
 
+from .configuration_flux import FluxConfig
 from .configuration_fluxvit import FluxViTConfig
+from .loading import load_classifier, load_processor
+from .modeling_flux import FluxForVideoClassification, FluxModel, FluxPreTrainedModel
 from .modeling_fluxvit import FluxViTForVideoClassification, FluxViTModel, FluxViTPreTrainedModel
 from .pipelines import FluxViTVideoClassificationPipeline
 from .token_selection import TOKEN_SELECTORS, select_tokens
@@ -18,9 +21,17 @@ AutoConfig.register(FluxViTConfig.model_type, FluxViTConfig, exist_ok=True)
 AutoModel.register(FluxViTConfig, FluxViTModel, exist_ok=True)
 AutoModelForVideoClassification.register(FluxViTConfig, FluxViTForVideoClassification, exist_ok=True)
 AutoVideoProcessor.register(FluxViTConfig, FluxViTVideoProcessor, exist_ok=True)
+AutoConfig.register(FluxConfig.model_type, FluxConfig, exist_ok=True)
+AutoModel.register(FluxConfig, FluxModel, exist_ok=True)
+AutoModelForVideoClassification.register(FluxConfig, FluxForVideoClassification, exist_ok=True)
+AutoVideoProcessor.register(FluxConfig, FluxViTVideoProcessor, exist_ok=True)
 
 __all__ = [
     "TOKEN_SELECTORS",
+    "FluxConfig",
+    "FluxForVideoClassification",
+    "FluxModel",
+    "FluxPreTrainedModel",
     "FluxViTConfig",
     "FluxViTForVideoClassification",
     "FluxViTModel",
@@ -29,6 +40,8 @@ __all__ = [
     "FluxViTVideoProcessor",
     "VideoDecodeError",
     "decode_video",
+    "load_classifier",
+    "load_processor",
     "sample_frame_indices",
     "select_tokens",
     "visualize_kept_tokens",

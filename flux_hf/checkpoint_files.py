@@ -26,13 +26,27 @@ AUTO_MAP = {
     "AutoModelForVideoClassification": "modeling_fluxvit.FluxViTForVideoClassification",
     "AutoVideoProcessor": "video_processing_fluxvit.FluxViTVideoProcessor",
 }
+FLUX_AUTO_MAP = {
+    "AutoConfig": "configuration_flux.FluxConfig",
+    "AutoModel": "modeling_flux.FluxModel",
+    "AutoModelForVideoClassification": "modeling_flux.FluxForVideoClassification",
+    "AutoVideoProcessor": AUTO_MAP["AutoVideoProcessor"],
+}
 # The source files that load a checkpoint without flux_hf installed. Written as imports, because transformers' loader of
 # remote code looks for such lines in a file's text and brings along what they name: whichever class is loaded first,
 # all files come, and the checkpoint can be saved again. As a text, so that nothing is imported here.
 _COMPANIONS = """
+from .budget_heads import *
 from .checkpoint_files import *
+from .configuration_flux import *
 from .configuration_fluxvit import *
+from .flux_backbones import *
+from .flux_videomae import *
+from .flux_vivit import *
+from .flux_vjepa2 import *
+from .modeling_flux import *
 from .modeling_fluxvit import *
+from .patch_grids import *
 from .token_selection import *
 from .video_decoding import *
 from .video_inputs import *

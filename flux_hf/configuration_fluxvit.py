@@ -200,10 +200,10 @@ class FluxViTConfig(PreTrainedConfig):
             whole = self.hidden_size % getattr(self, name) == 0
             self._require(name, whole, f"a divisor of hidden_size={self.hidden_size}")
         grid = self.position_embedding_grid
-        self._require("position_embedding_grid", len(grid) == 3 and all(map(_is_count, grid)), "three sizes >= 1")
+        self._require("position_embedding_grid", len(grid) == 3 and all(map(is_count, grid)), "three sizes >= 1")
         patch, tubelet = self.patch_size, self.tubelet_size
         sides = [self.image_size] * 2 if isinstance(self.image_size, int) else self.image_size
-        whole = len(sides) == 2 and all(_is_count(side) and side % patch == 0 for side in sides)
+        whole = len(sides) == 2 and all(is_count(side) and side % patch == 0 for side in sides)
         allowed = f"one side, or height and width, each a multiple of patch_size={patch}"
         self._require("image_size", whole, allowed)
         self._require("num_frames", self.num_frames % tubelet == 0, f"a multiple of tubelet_size={tubelet}")
@@ -218,7 +218,7 @@ class FluxViTConfig(PreTrainedConfig):
 
     def _validate_budgets(self) -> None:
         budgets = self.token_budgets
-        legal = len(budgets) > 0 and all(map(_is_count, budgets)) and budgets == sorted(set(budgets), reverse=True)
+        legal = len(budgets) > 0 and all(map(is_count, budgets)) and budgets == sorted(set(budgets), reverse=True)
         self._require("token_budgets", legal, "one or more budgets >= 1, falling (head 0 is the largest)")
         self._require("token_budget", self.token_budget is None or self.token_budget >= 1, "at least 1, or None")
         self._require("token_selection", self.token_selection in TOKEN_SELECTORS, f"one of {list(TOKEN_SELECTORS)}")
@@ -227,7 +227,7 @@ class FluxViTConfig(PreTrainedConfig):
             self._require("token_plan", whole, "of frames in whole tubelets and sizes in whole patches")
 
 
-def _is_count(value) -> bool:
+def is_count(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
@@ -242,7 +242,7 @@ def as_token_plan(plan: Any) -> dict[int, list[int]]:
     checked = {}
     for budget, clip in plan.items():
         number = int(budget) if isinstance(budget, str) and budget.isdecimal() else budget
-        legal = _is_count(number) and isinstance(clip, (list, tuple)) and len(clip) == 2 and all(map(_is_count, clip))
+        legal = is_count(number) and isinstance(clip, (list, tuple)) and len(clip) == 2 and all(map(is_count, clip))
         if not legal:
             raise ValueError(f"token_plan must map budgets >= 1 to [num_frames, size], got {budget}: {clip}")
         checked[number] = list(clip)

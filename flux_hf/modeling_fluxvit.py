@@ -28,7 +28,9 @@ from transformers.utils import TransformersKwargs, auto_docstring, can_return_tu
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .budget_heads import count_tokens, nearest_head, nothing_of
 from .configuration_fluxvit import FluxViTConfig
+from .patch_grids import check_clip, check_keep_indices, place_patches, resize_position_table
 from .token_selection import as_count, select_tokens_at_budgets
 
 
@@ -152,23 +154,11 @@ class FluxViTPatchEmbeddings(nn.Module):
         Raises:
             ValueError: the clip has another rank or channel count, or sides that are not whole patches.
         """
-        self._check(pixel_values_videos)
+        check_clip(pixel_values_videos, self.num_channels, self.tubelet_size, self.patch_size)
         device = pixel_values_videos.device.type
         with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
             patches = self.patchify(pixel_values_videos.float())
             return self.norm(self.projection(self.norm_before(patches)))
-
-    def _check(self, pixel_values_videos: Tensor) -> None:
-        shape = tuple(pixel_values_videos.shape)
-        if len(shape) != 5:
-            raise ValueError(f"pixel_values_videos must be (batch, frames, channels, height, width), got shape {shape}")
-        _, frames, channels, height, width = shape
-        if channels != self.num_channels:
-            raise ValueError(f"pixel_values_videos must have {self.num_channels} channels at dim 2, got shape {shape}")
-        if frames == 0 or frames % self.tubelet_size:
-            raise ValueError(f"the number of frames must be a multiple of {self.tubelet_size}, got {frames}")
-        if height == 0 or width == 0 or height % self.patch_size or width % self.patch_size:
-            raise ValueError(f"height and width must be multiples of {self.patch_size}, got {height}x{width}")
 
 
 def sincos_position_table(grid: list[int], hidden_size: int) -> Tensor:
@@ -247,19 +237,8 @@ class FluxViTPositionEmbeddings(nn.Module):
         cls_row, grid_rows = self.table[:, :1], self.global_position_encoding(self.table[:, 1:])
         if [frames, rows, columns] == self.grid:
             return torch.cat([cls_row, grid_rows], dim=1)
-        trained_frames, trained_rows, trained_columns = self.grid
-        # Linear in time, then bicubic in space, each only where the size differs, in float32: bicubic has no
-        # half-precision kernel everywhere.
-        table = grid_rows.float()
-        if frames != trained_frames:
-            series = table.reshape(trained_frames, -1).t()[None]  # (1, h0 * w0 * D, T0)
-            series = nn.functional.interpolate(series, size=frames, mode="linear", align_corners=False)
-            table = series[0].t()
-        images = table.reshape(frames, trained_rows, trained_columns, -1).permute(0, 3, 1, 2)
-        if [rows, columns] != [trained_rows, trained_columns]:
-            images = nn.functional.interpolate(images, size=(rows, columns), mode="bicubic", align_corners=False)
-        table = images.permute(0, 2, 3, 1).reshape(1, frames * rows * columns, -1)
-        return torch.cat([cls_row, table.to(cls_row.dtype)], dim=1)
+        table = resize_position_table(grid_rows[0], self.grid, (frames, rows, columns))
+        return torch.cat([cls_row, table.to(cls_row.dtype)[None]], dim=1)
 
 
 class FluxViTGrid(NamedTuple):
@@ -296,28 +275,7 @@ class FluxViTEmbeddings(nn.Module):
 def _place(patches: Tensor, grid: FluxViTGrid, keep_indices: Tensor, in_order: bool) -> Tensor:
     """The class token and the kept patches at their positions, (B, 1 + K, D); `in_order`: the indices rise."""
     tokens = patches.flatten(1, 2).to(grid.class_token.dtype)
-    if in_order and keep_indices.shape[1] == tokens.shape[1]:
-        kept = tokens + grid.positions
-    else:
-        kept = tokens.gather(1, keep_indices[..., None].expand(-1, -1, tokens.shape[2]))
-        kept = kept + grid.positions[0][keep_indices]
-    return torch.cat([grid.class_token, kept], dim=1)
-
-
-def _check_keep_indices(keep_indices: Tensor, batch: int, num_patches: int) -> None:
-    if not isinstance(keep_indices, Tensor) or keep_indices.dtype not in (torch.int64, torch.int32):
-        kind = keep_indices.dtype if isinstance(keep_indices, Tensor) else type(keep_indices).__name__
-        raise ValueError(f"keep_indices must be a tensor of int64 indices, got {kind}")
-    if keep_indices.ndim != 2 or keep_indices.shape[0] != batch or not 1 <= keep_indices.shape[1] <= num_patches:
-        raise ValueError(
-            f"keep_indices must be (batch={batch}, kept tokens between 1 and {num_patches}), "
-            f"got shape {tuple(keep_indices.shape)}"
-        )
-    can_look = keep_indices.device.type == "cpu" and not torch.compiler.is_compiling()  # a GPU would stall
-    if can_look and (keep_indices.min() < 0 or keep_indices.max() >= num_patches):
-        raise ValueError(
-            f"keep_indices must lie in [0, {num_patches}), got {keep_indices.min()} to {keep_indices.max()}"
-        )
+    return torch.cat([grid.class_token, place_patches(tokens, grid.positions, keep_indices, in_order)], dim=1)
 
 
 def eager_attention_forward(
@@ -624,7 +582,7 @@ class FluxViTPreTrainedModel(PreTrainedModel):
         unknown = [layer for layer in layers if not 0 <= layer < self.config.num_hidden_layers]
         if unknown:
             raise ValueError(f"layers must lie in [0, {self.config.num_hidden_layers}), got {unknown}")
-        _check_keep_indices(keep_indices, patches.shape[0], patches.shape[1] * patches.shape[2])
+        check_keep_indices(keep_indices, patches.shape[0], patches.shape[1] * patches.shape[2])
         return self.base_model.encoder(_place(patches, grid, keep_indices, in_order=True), layers, **kwargs)
 
     def pool(
@@ -651,16 +609,7 @@ class FluxViTPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: `head` is not an index into `config.token_budgets`.
         """
-        budgets = self.config.token_budgets
-        if head is None:
-            nearest = 0  # a loop, for torch.compile cannot trace min() over sizes that vary
-            for index, budget in enumerate(budgets):
-                if abs(budget - kept_tokens) < abs(budgets[nearest] - kept_tokens):
-                    nearest = index
-            return nearest
-        if isinstance(head, bool) or not isinstance(head, (int, np.integer)) or not 0 <= head < len(budgets):
-            raise ValueError(f"head must be an index from 0 to {len(budgets) - 1} into token_budgets, got {head!r}")
-        return int(head)
+        return nearest_head(self.config.token_budgets, kept_tokens, head)
 
     def parameter_depth(self, name: str) -> int:
         """The depth of a parameter for layer-wise learning rates: 0 for the embeddings, i + 1 for layer i, and
@@ -734,7 +683,7 @@ class FluxViTModel(FluxViTPreTrainedModel):
         patches, grid = self.embed(pixel_values_videos)
         given = keep_indices is not None  # in any order, then
         if given:
-            _check_keep_indices(keep_indices, patches.shape[0], patches.shape[1] * patches.shape[2])
+            check_keep_indices(keep_indices, patches.shape[0], patches.shape[1] * patches.shape[2])
         else:
             [keep_indices] = self.select(patches, [token_budget])
         hidden_states, _ = self.encoder(_place(patches, grid, keep_indices, in_order=not given), **kwargs)
@@ -742,7 +691,8 @@ class FluxViTModel(FluxViTPreTrainedModel):
         return FluxViTModelOutput(last_hidden_state=hidden_states, pooler_output=pooled, keep_indices=keep_indices)
 
 
-def _copies(modules: nn.ModuleList, indices: Sequence[int]) -> nn.ModuleList:
+def copies_of(modules: nn.ModuleList, indices: Sequence[int]) -> nn.ModuleList:
+    """Copies of some modules, one for each index."""
     return nn.ModuleList([copy.deepcopy(modules[index]) for index in indices])
 
 
@@ -775,14 +725,9 @@ class FluxViTForVideoClassification(FluxViTPreTrainedModel):
             raise ValueError(f"head must be from 1 to {len(self.alignment_decoders)} to be aligned, got {head}")
         return self.alignment_decoders[head - 1](pooled)
 
-    def _nothing_of_other_heads(self, head: int) -> Tensor:
-        """0, through all that `head` does not use: DDP waits for every parameter's gradient."""
+    def _heads_without(self, head: int) -> list[nn.Module]:
         others = [self.fluxvit.projectors[k] for k in range(len(self.classifiers)) if k != head]
-        others += [classifier for k, classifier in enumerate(self.classifiers) if k != head]
-        parameters = [p for module in [*others, self.alignment_decoders] for p in module.parameters()]
-        # sharded ones (FSDP, ZeRO-3) are gathered by their own modules, which wait for nothing
-        sums = [p.sum() for p in parameters if p.requires_grad and p.numel() and not hasattr(p, "placements")]
-        return 0.0 * torch.stack(sums).sum() if sums else self.fc_norm.weight.new_zeros(())
+        return [*others, *(c for k, c in enumerate(self.classifiers) if k != head), self.alignment_decoders]
 
     def freeze_alignment(self) -> None:
         """Leaves the alignment decoders as they are, for training that aligns nothing."""
@@ -810,11 +755,11 @@ class FluxViTForVideoClassification(FluxViTPreTrainedModel):
         sources = [self.resolve_head(budget) for budget in config.token_budgets]
         new = type(self)(config)
         new.fluxvit.embeddings, new.fluxvit.encoder = self.fluxvit.embeddings, self.fluxvit.encoder
-        new.fluxvit.projectors = _copies(self.fluxvit.projectors, sources)
+        new.fluxvit.projectors = copies_of(self.fluxvit.projectors, sources)
         new.fc_norm, new.dropout = self.fc_norm, self.dropout
-        new.classifiers = _copies(self.classifiers, sources)
+        new.classifiers = copies_of(self.classifiers, sources)
         if len(self.alignment_decoders):
-            new.alignment_decoders = _copies(self.alignment_decoders, [max(source, 1) - 1 for source in sources[1:]])
+            new.alignment_decoders = copies_of(self.alignment_decoders, [max(source, 1) - 1 for source in sources[1:]])
         return new.train(self.training)
 
     @can_return_tuple
@@ -860,7 +805,7 @@ class FluxViTForVideoClassification(FluxViTPreTrainedModel):
         head = self.resolve_head(outputs.keep_indices.shape[1], head)
         logits = self.classify(outputs.pooler_output, head)
         if torch.is_grad_enabled() and dist.is_available() and dist.is_initialized():
-            logits = logits + self._nothing_of_other_heads(head)
+            logits = logits + nothing_of(self._heads_without(head))
         loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
         return FluxViTForVideoClassificationOutput(loss=loss, logits=logits, **outputs)
 
@@ -883,15 +828,7 @@ class FluxViTForVideoClassification(FluxViTPreTrainedModel):
             ValueError: the frames are not whole tubelets, the sides not whole patches, or a value is below 1.
         """
         config = self.config
-        num_frames = config.num_frames if num_frames is None else as_count("num_frames", num_frames)
-        height, width = config.image_height_width if size is None else (as_count("size", size), size)
-        if num_frames % config.tubelet_size:
-            raise ValueError(f"num_frames must be a multiple of {config.tubelet_size}, got {num_frames}")
-        if height % config.patch_size or width % config.patch_size:
-            raise ValueError(f"size must be a multiple of {config.patch_size}, got {size}")
-        patches = num_frames // config.tubelet_size * (height // config.patch_size) * (width // config.patch_size)
-        budget = config.token_budget if token_budget is None else as_count("token_budget", token_budget)
-        kept = patches if budget is None else min(budget, patches)
+        patches, kept = count_tokens(config, num_frames, size, token_budget)
         tokens, dim = kept + 1, config.hidden_size
         embedded = patches if dense_embedding else kept
         embedding = embedded * dim * config.num_channels * config.tubelet_size * config.patch_size**2

@@ -8,8 +8,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
-from transformers import VideoClassificationPipeline
+from transformers import PreTrainedModel, VideoClassificationPipeline
 
+from .loading import following, is_plain, wrapped
 from .token_selection import as_count
 from .video_inputs import is_frame_list
 
@@ -29,9 +30,19 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
     classify(["a.mp4", "b.mp4"], num_clips=4, num_crops=3, batch_size=2)  # one such list a video
     ```
 
+    A plain VideoMAE, V-JEPA 2 or ViViT model is wrapped (`FluxForVideoClassification.from_backbone`), and its processor
+    followed.
+
     Scores are the mean over views of each view's softmax (sigmoid for multi-label models), as published. Clips are
     decoded by background threads while the model runs: `num_workers` of them, 2 by default.
     """
+
+    def __init__(self, model: PreTrainedModel, *args: Any, **kwargs: Any):
+        if is_plain(model.config):
+            own = kwargs.pop("video_processor", None) or kwargs.pop("image_processor", None)
+            model = wrapped(model)
+            kwargs["video_processor"] = following({} if own is None else own.to_dict(), model.config)
+        super().__init__(model, *args, **kwargs)
 
     def _sanitize_parameters(
         self,

@@ -1,0 +1,125 @@
+# Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
+"""Loads whatever has a video classifier here: FluxViT, Flux, and plain VideoMAE, V-JEPA 2 or ViViT, which is wrapped."""
+
+import os
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+    AutoModelForVideoClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    VideoMAEVideoProcessor,
+    VivitVideoProcessor,
+    VJEPA2VideoProcessor,
+)
+from transformers.utils import logging
+
+from .configuration_flux import FluxConfig
+from .configuration_fluxvit import FluxViTConfig
+from .modeling_flux import BACKBONES, FluxForVideoClassification
+from .video_processing_fluxvit import FluxViTVideoProcessor
+
+
+logger = logging.get_logger(__name__)
+
+OWN_TYPES = (FluxViTConfig.model_type, FluxConfig.model_type)
+LIBRARY_PROCESSORS = {"videomae": VideoMAEVideoProcessor, "vivit": VivitVideoProcessor, "vjepa2": VJEPA2VideoProcessor}
+
+
+def is_plain(config: PreTrainedConfig) -> bool:
+    """Whether a config is of an encoder of the library that Flux goes around."""
+    return config.model_type in BACKBONES
+
+
+def load_classifier(source: str | os.PathLike, **options: Any) -> PreTrainedModel:
+    """A classifier with token budgets.
+
+    Args:
+        source: Folder or Hub id of a FluxViT or Flux checkpoint, or of a plain VideoMAE, V-JEPA 2 or ViViT, which is
+            wrapped by `FluxForVideoClassification.from_backbone`, and says so.
+        options: Of `from_pretrained`, and changes of the config.
+
+    Raises:
+        ValueError: another kind of model, with the reason why it cannot have budgets.
+    """
+    hub = {name: options[name] for name in ("revision", "cache_dir", "token") if name in options}
+    config = AutoConfig.from_pretrained(source, **hub)
+    if config.model_type in OWN_TYPES:
+        return AutoModelForVideoClassification.from_pretrained(source, **options)
+    return wrapped(source, **options)
+
+
+def wrapped(source: str | os.PathLike | PreTrainedModel, **options: Any) -> FluxForVideoClassification:
+    """`FluxForVideoClassification.from_backbone`, and says so."""
+    model = FluxForVideoClassification.from_backbone(source, **options)
+    name = source.name_or_path if isinstance(source, PreTrainedModel) else source
+    logger.warning(
+        f"{name} is a plain {model.config.backbone_config.model_type}: Flux goes around it, with token budgets "
+        f"{model.config.token_budgets} and one classifier for all"
+    )
+    return model
+
+
+def load_processor(source: str | os.PathLike, config: PreTrainedConfig, **options: Any) -> FluxViTVideoProcessor:
+    """The video processor of a checkpoint; for a plain encoder one that follows its own, as `following`.
+
+    Args:
+        source: Of `load_classifier`.
+        config: Of the model that `load_classifier` gave.
+        options: Of `from_pretrained`, and changes of the settings.
+    """
+    hub = {name: options[name] for name in ("revision", "cache_dir", "token") if name in options}
+    if AutoConfig.from_pretrained(source, **hub).model_type in OWN_TYPES:
+        return FluxViTVideoProcessor.from_pretrained(source, **options)
+    try:
+        settings, _ = FluxViTVideoProcessor.get_video_processor_dict(source, **hub)
+    except OSError:  # weights without a processor
+        settings = {}
+    changes = {name: value for name, value in options.items() if name not in hub}
+    return following(settings, config, **changes)
+
+
+def following(settings: dict[str, Any], config: FluxConfig, **changes: Any) -> FluxViTVideoProcessor:
+    """A processor that gives the values which an encoder of the library was trained on.
+
+    Args:
+        settings: Of the encoder's own image or video processor; what they leave out is that processor's default.
+        config: Of Flux around the encoder.
+        changes: Settings of ours to be otherwise.
+
+    Returns:
+        Frames and size of `config`; the encoder's short side where its crop is that size; its rescaling, mean and
+        deviation as those of values in [0, 1].
+
+    Raises:
+        ValueError: the encoder's processor does not rescale, or does not normalise.
+    """
+    model_type = config.backbone_config.model_type
+    settings = {**LIBRARY_PROCESSORS[model_type]().to_dict(), **settings}
+    if not settings["do_rescale"] or not settings["do_normalize"]:
+        raise ValueError(f"the {model_type} checkpoint's processor must rescale and normalise, got {settings}")
+    scale = 255 * settings["rescale_factor"]
+    shift = 1.0 if settings.get("offset", model_type == "vivit") else 0.0  # ViViT's values are lessened by it
+    height, width = config.image_height_width
+    crop = {"height": height, "width": width}
+    own_crop = settings["crop_size"]
+    own_crop = {"height": own_crop, "width": own_crop} if isinstance(own_crop, int) else dict(own_crop)
+    if own_crop == crop:
+        size = settings["size"]
+    else:
+        size = {"shortest_edge": height} if height == width else crop
+    ours = {
+        "image_mean": [(mean + shift) / scale for mean in settings["image_mean"]],
+        "image_std": [std / scale for std in settings["image_std"]],
+        "size": size,
+        "crop_size": crop,
+        "resample": settings["resample"],
+        "antialias": True,  # as the library's processors
+        "num_frames": config.num_frames,
+        "patch_size": config.patch_size,
+    }
+    return FluxViTVideoProcessor(**{**ours, **changes})
+
+
+__all__ = ["following", "is_plain", "load_classifier", "load_processor", "wrapped"]
