@@ -158,7 +158,7 @@ class FluxBackbone:
         return 0
 
     def parameter_depth(self, name: str) -> int | None:
-        """The depth of a parameter of the model, named within it: 0 for the embeddings, i + 1 for layer i, else None."""
+        """Of a parameter by its name in the model: 0 for the embeddings, i + 1 for layer i, None for what follows."""
         parts = name.split(".")
         for index, part in enumerate(parts[:-1]):
             if part in ("layer", "layers") and parts[index + 1].isdecimal():

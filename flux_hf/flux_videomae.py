@@ -20,14 +20,12 @@ class FluxVideoMAE(FluxBackbone):
     model_class = VideoMAEModel
     classifier_class = VideoMAEForVideoClassification
     pooler_prefixes = {"fc_norm.": "norm."}
-    lora_targets = [
-        "attention.attention.query",
-        "attention.attention.key",
-        "attention.attention.value",
+    lora_targets = (
+        *(f"attention.attention.{name}" for name in ("query", "key", "value")),
         "attention.output.dense",
         "intermediate.dense",
         "output.dense",
-    ]
+    )
 
     def __init__(self, config):
         super().__init__(config)

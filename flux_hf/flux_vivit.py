@@ -15,14 +15,7 @@ class FluxVivit(FluxBackbone):
     model_class = VivitModel
     classifier_class = VivitForVideoClassification
     num_class_tokens = 1
-    lora_targets = [
-        "attention.q_proj",
-        "attention.k_proj",
-        "attention.v_proj",
-        "attention.o_proj",
-        "mlp.fc1",
-        "mlp.fc2",
-    ]
+    lora_targets = (*(f"attention.{name}_proj" for name in "qkvo"), "mlp.fc1", "mlp.fc2")
 
     def build(self) -> VivitModel:
         model = VivitModel(self.config, add_pooling_layer=False)

@@ -24,7 +24,7 @@ class FluxVJEPA2(FluxBackbone):
     model_class = VJEPA2Model
     classifier_class = VJEPA2ForVideoClassification
     pooler_prefixes = {"pooler.": ""}
-    lora_targets = ["attention.query", "attention.key", "attention.value", "attention.proj", "mlp.fc1", "mlp.fc2"]
+    lora_targets = (*(f"attention.{name}" for name in ("query", "key", "value", "proj")), "mlp.fc1", "mlp.fc2")
 
     def build(self) -> VJEPA2Model:
         model = VJEPA2Model(self.config)

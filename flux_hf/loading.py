@@ -1,5 +1,5 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
-"""Loads whatever has a video classifier here: FluxViT, Flux, and plain VideoMAE, V-JEPA 2 or ViViT, which is wrapped."""
+"""Loads whatever can classify at token budgets: FluxViT, Flux, and plain VideoMAE, V-JEPA 2 or ViViT, wrapped."""
 
 import os
 from typing import Any

@@ -51,17 +51,11 @@ BACKBONES: dict[str, type[FluxBackbone]] = {"videomae": FluxVideoMAE, "vivit": F
 # What a config says of labels; it is the whole model's to say.
 LABEL_FIELDS = ("id2label", "label2id", "problem_type")
 # Options of `from_backbone` that are the config's, and those that say where a checkpoint is.
-OWN_FIELDS = [
-    "token_budget",
-    "separate_heads",
-    "token_selection",
-    "num_token_groups",
-    "token_plan",
-    "num_frames",
-    "image_size",
-    "classifier_dropout",
-]
-HUB_OPTIONS = ["revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder"]
+OWN_FIELDS = (
+    *("token_budget", "separate_heads", "token_selection", "num_token_groups", "token_plan"),
+    *("num_frames", "image_size", "classifier_dropout"),
+)
+HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
 
 
 @auto_docstring
@@ -133,8 +127,8 @@ class FluxPreTrainedModel(PreTrainedModel):
             layers: Layers whose outputs are wanted too, counted from 0.
 
         Returns:
-            The encoder's output after its last norm (B, n + K, D), the class token first where there is one; and each of
-            `layers`' own outputs, before that norm.
+            The encoder's output after its last norm (B, n + K, D), the class token first where there is one; and what
+            each of `layers` gave, before that norm.
 
         Raises:
             ValueError: indices of another kind, shape or range, or a layer that the model does not have.
@@ -253,8 +247,8 @@ class FluxModel(FluxPreTrainedModel):
 
 @auto_docstring(
     custom_intro="""
-    Flux with a classifier: one for all token budgets, or with `config.separate_heads` a pooler and a classifier each, and
-    alignment decoders.
+    Flux with a classifier: one for all token budgets, or with `config.separate_heads` a pooler and a classifier for
+    each, and alignment decoders.
     """
 )
 class FluxForVideoClassification(FluxPreTrainedModel):
@@ -337,8 +331,8 @@ class FluxForVideoClassification(FluxPreTrainedModel):
     def with_token_budgets(self, token_budgets: Sequence[int]) -> "FluxForVideoClassification":
         """The model with one head for each of `token_budgets`, each a copy of the one trained nearest.
 
-        Alignment decoders are copied in the same way where the model has some, else new. The encoder is shared with this
-        model, not copied. The default budget is the second one.
+        Alignment decoders are copied in the same way where the model has some, else new. The encoder is shared with
+        this model, not copied. The default budget is the second one.
 
         Raises:
             ValueError: the budgets are not falling whole numbers of at least 1.
