@@ -6,7 +6,6 @@ from typing import Any
 
 from transformers import (
     AutoConfig,
-    AutoModelForVideoClassification,
     PreTrainedConfig,
     PreTrainedModel,
     VideoMAEVideoProcessor,
@@ -17,13 +16,19 @@ from transformers.utils import logging
 
 from .configuration_flux import FluxConfig
 from .configuration_fluxvit import FluxViTConfig
-from .modeling_flux import BACKBONES, FluxForVideoClassification
+from .modeling_flux import BACKBONES, FluxForVideoClassification, FluxModel
+from .modeling_fluxvit import FluxViTForVideoClassification, FluxViTModel
 from .video_processing_fluxvit import FluxViTVideoProcessor
 
 
 logger = logging.get_logger(__name__)
 
-OWN_TYPES = (FluxViTConfig.model_type, FluxConfig.model_type)
+# The classifiers and encoders with token budgets, by the model type of their configs.
+CLASSIFIERS = {
+    FluxViTConfig.model_type: FluxViTForVideoClassification,
+    FluxConfig.model_type: FluxForVideoClassification,
+}
+ENCODERS = {FluxViTConfig.model_type: FluxViTModel, FluxConfig.model_type: FluxModel}
 LIBRARY_PROCESSORS = {"videomae": VideoMAEVideoProcessor, "vivit": VivitVideoProcessor, "vjepa2": VJEPA2VideoProcessor}
 
 
@@ -45,8 +50,8 @@ def load_classifier(source: str | os.PathLike, **options: Any) -> PreTrainedMode
     """
     hub = {name: options[name] for name in ("revision", "cache_dir", "token") if name in options}
     config = AutoConfig.from_pretrained(source, **hub)
-    if config.model_type in OWN_TYPES:
-        return AutoModelForVideoClassification.from_pretrained(source, **options)
+    if config.model_type in CLASSIFIERS:
+        return CLASSIFIERS[config.model_type].from_pretrained(source, **options)
     return wrapped(source, **options)
 
 
@@ -70,7 +75,7 @@ def load_processor(source: str | os.PathLike, config: PreTrainedConfig, **option
         options: Of `from_pretrained`, and changes of the settings.
     """
     hub = {name: options[name] for name in ("revision", "cache_dir", "token") if name in options}
-    if AutoConfig.from_pretrained(source, **hub).model_type in OWN_TYPES:
+    if AutoConfig.from_pretrained(source, **hub).model_type in CLASSIFIERS:
         return FluxViTVideoProcessor.from_pretrained(source, **options)
     try:
         settings, _ = FluxViTVideoProcessor.get_video_processor_dict(source, **hub)
@@ -122,4 +127,4 @@ def following(settings: dict[str, Any], config: FluxConfig, **changes: Any) -> F
     return FluxViTVideoProcessor(**{**ours, **changes})
 
 
-__all__ = ["following", "is_plain", "load_classifier", "load_processor", "wrapped"]
+__all__ = ["CLASSIFIERS", "ENCODERS", "following", "is_plain", "load_classifier", "load_processor", "wrapped"]
