@@ -94,8 +94,8 @@ def following(settings: dict[str, Any], config: FluxConfig, **changes: Any) -> F
         changes: Settings of ours to be otherwise.
 
     Returns:
-        Frames and size of `config`; the encoder's short side where its crop is that size; its rescaling, mean and
-        deviation as those of values in [0, 1].
+        Frames and size of `config`; a short side that exceeds it as much as the encoder's own exceeds its crop; its
+        rescaling, mean and deviation as those of values in [0, 1].
 
     Raises:
         ValueError: the encoder's processor does not rescale, or does not normalise.
@@ -107,18 +107,15 @@ def following(settings: dict[str, Any], config: FluxConfig, **changes: Any) -> F
     scale = 255 * settings["rescale_factor"]
     shift = 1.0 if settings.get("offset", model_type == "vivit") else 0.0  # ViViT's values are lessened by it
     height, width = config.image_height_width
-    crop = {"height": height, "width": width}
-    own_crop = settings["crop_size"]
-    own_crop = {"height": own_crop, "width": own_crop} if isinstance(own_crop, int) else dict(own_crop)
-    if own_crop == crop:
-        size = settings["size"]
-    else:
-        size = {"shortest_edge": height} if height == width else crop
+    size: dict[str, int] | int = {"height": height, "width": width}
+    if height == width:
+        own = FluxViTVideoProcessor(size=settings["size"], crop_size=settings["crop_size"])
+        size = own.with_margin(height)
     ours = {
         "image_mean": [(mean + shift) / scale for mean in settings["image_mean"]],
         "image_std": [std / scale for std in settings["image_std"]],
         "size": size,
-        "crop_size": crop,
+        "crop_size": {"height": height, "width": width},
         "resample": settings["resample"],
         "antialias": True,  # as the library's processors
         "num_frames": config.num_frames,

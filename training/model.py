@@ -50,11 +50,14 @@ def build_model(
     height, width = config.image_height_width
     if height != width:
         raise ValueError(f"clips must be square: give --size, the model's image_size is {config.image_size}")
-    settings = {"num_frames": config.num_frames, "size": {"shortest_edge": height}, "patch_size": config.patch_size}
+    settings = {"num_frames": config.num_frames, "patch_size": config.patch_size}
     if not args.model_name_or_path:
-        return model, FluxViTVideoProcessor(**settings), label2id
+        return model, FluxViTVideoProcessor(size=height, **settings), label2id
     settings.update(args.hub_options(), token_plan=None)
-    return model, load_processor(args.model_name_or_path, config, **settings), label2id
+    processor = load_processor(args.model_name_or_path, config, **settings)
+    if dict(processor.crop_size) != {"height": height, "width": width}:
+        processor = load_processor(args.model_name_or_path, config, size=height, **settings)
+    return model, processor, label2id
 
 
 def _pretrained_model(args: ModelArguments, labels: list[str], changes: dict) -> tuple[PreTrainedModel, dict[str, int]]:
