@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import VideoMAEConfig, VideoMAEForVideoClassification, VideoMAEImageProcessor
 from video_files import encode
 
 from flux_hf import FluxViTConfig, FluxViTForVideoClassification, FluxViTVideoProcessor
@@ -35,6 +36,9 @@ def test_python_blocks_do_what_their_comments_say(tmp_path, monkeypatch):
     torch.manual_seed(0)
     FluxViTForVideoClassification(FluxViTConfig.small(num_labels=400)).save_pretrained("fluxvit-s-k400")
     FluxViTVideoProcessor(num_frames=12).save_pretrained("fluxvit-s-k400")
+    videomae = VideoMAEConfig(hidden_size=48, num_hidden_layers=1, num_attention_heads=2, num_labels=400)
+    VideoMAEForVideoClassification(videomae).save_pretrained("videomae-base-k400")
+    VideoMAEImageProcessor().save_pretrained("videomae-base-k400")
     Path("clip.mp4").write_bytes(encode("libx264", 40, size=(320, 240)))
     names: dict = {}
     checked = 0
