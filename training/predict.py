@@ -44,20 +44,21 @@ class PredictArguments(CheckpointArguments, LoaderArguments, ViewArguments):
 SOURCES = "folders of clips, csv files with a column path, video files, URLs"
 
 
-def find_clips(sources: Sequence[str]) -> list[Clip]:
+def find_clips(sources: Sequence[str]) -> Sequence[Clip]:
     """The clips of folders (searched recursively), tables and files, in their order, each name once.
 
     Raises:
         ValueError: a folder without a video file, a malformed table, or a name that occurs twice.
     """
-    clips: list[Clip] = []
+    parts: list[Sequence[Clip]] = []
     for source in sources:
         if os.path.isdir(source):
-            clips += [VideoFile(str(path), None, str(path)) for path in video_files(Path(source))]
+            parts.append([VideoFile(str(path), None, str(path)) for path in video_files(Path(source))])
         elif source.lower().endswith(TABLE_SUFFIXES):
-            clips += read_clips(source, labelled=False)
+            parts.append(read_clips(source, labelled=False))
         else:
-            clips.append(VideoFile(source, None, source))
+            parts.append([VideoFile(source, None, source)])
+    clips = parts[0] if len(parts) == 1 else [clip for part in parts for clip in part]  # a long table stays one
     twice = [name for name, times in Counter(clip.name for clip in clips).items() if times > 1]
     if twice:  # in two tables, or a file given twice
         raise ValueError(f"every clip must have a name of its own, got {len(twice)} twice, the first {twice[0]!r}")
