@@ -22,7 +22,7 @@ from typing import Any
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from flux_hf.checkpoint_files import replacing_folder, write_json
+from flux_hf.checkpoint_files import finish_replacing, replacing_folder, write_json
 from flux_hf.configuration_fluxvit import FluxViTConfig
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
@@ -110,6 +110,9 @@ def save_results(
 def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     accelerator = Accelerator()
+    if args.output_dir is None and accelerator.is_main_process:
+        finish_replacing(args.model_name_or_path)  # else what a killed run left half-way could not be loaded
+    accelerator.wait_for_everyone()
     model, processor = load_checkpoint(args, accelerator)
     budgets = sorted(set(args.token_budgets or model.config.token_budgets), reverse=True)
     grid = make_grid(model.config, args.frames, args.sizes)
