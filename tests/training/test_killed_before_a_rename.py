@@ -119,10 +119,10 @@ def clips(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("way", [*WAYS, "a new folder"])
 def test_convert_into_a_folder_that_holds_another_model(tmp_path, monkeypatch, way):
     paths = []
-    for name in ("one", "two"):
+    for name, deviation in (("one", 0.02), ("two", 0.03)):
         model = tiny_model()
         for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.02)
+            torch.nn.init.normal_(parameter, std=deviation)
         model.save_pretrained(tmp_path / name)
         export(tmp_path / name, tmp_path / f"{name}.pth")
         paths.append(tmp_path / f"{name}.pth")
