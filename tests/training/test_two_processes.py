@@ -80,6 +80,7 @@ def write_stream(data: Path, folder: Path, files: int) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_each_clip_of_a_stream_is_read_once_an_epoch(data, tmp_path):
     """By one of two workers of one of two processes."""
     cases, source = {}, {"data": None, "split": "train", "streaming": True, "max_train_samples": 16}
