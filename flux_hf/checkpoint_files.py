@@ -58,6 +58,10 @@ SOURCE_FILES = [f"{name}.py" for name in re.findall(r"from \.(\w+) import", _COM
 
 
 DESCRIBING = ("config.json", "metrics.json")  # without which a folder is not taken for what it is
+WHOLE = ".whole"  # ending of a hidden folder whose files are being moved to where they belong
+# What a describing file says meanwhile; no json, so that whoever reads it fails. Without the file a model would be
+# built with default settings.
+HALF_WAY = "Some files of this folder are old and some new: a process was killed here. Run the same command again.\n"
 BYTES = "surrogateescape"  # how Python itself reads names of files that are not UTF-8
 
 
@@ -110,8 +114,8 @@ def write_csv(path: str | os.PathLike, header: Sequence[str], rows: Iterable[Seq
 def publish(staging: Path, target: Path) -> None:
     """Moves a finished folder to `target`, and removes it.
 
-    A target that is missing or empty is replaced in one go. Into one that holds something each file goes in one go,
-    the config last; a folder in it takes the place of the one of its name.
+    A target that is missing or empty is replaced in one go. Into one that holds something the files go one by one, as
+    in `replacing_folder`; a folder among them takes the place of the one of its name.
     """
     flush_tree(staging)
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
@@ -119,13 +123,8 @@ def publish(staging: Path, target: Path) -> None:
             target.rmdir()
         os.replace(staging, target)
     else:
-        for path in sorted(staging.iterdir(), key=lambda path: (path.name == "config.json", path.name)):
-            old = target / path.name
-            if old.is_dir():  # its name is gone before it is: no half of it ever bears it
-                os.replace(old, doomed := target / f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-                remove(doomed)
-            os.replace(path, old)
-        staging.rmdir()
+        _move_into(staging, target)
+        remove(staging)
     _flush(target.parent)
 
 
@@ -136,10 +135,12 @@ def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
 
     Files are linked, not copied: to write into one would write into the old folder too. What a killed process left
     behind is removed first. A folder that holds others, or in which this process works, stays, and gets its files one
-    by one, what describes it last; so does any where two names cannot be exchanged (other systems, network disks).
+    by one; so does any where two names cannot be exchanged (other systems, network disks). What describes it comes last
+    and cannot be read until then (`HALF_WAY`); `finish_replacing` ends what a killed process had begun.
     """
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
+    finish_replacing(target)
     remove_leftovers_of(target)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
     held = list(target.iterdir()) if target.exists() else []
@@ -160,11 +161,49 @@ def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
                 if not (target / file.name).exists():  # it came while the block ran
                     os.replace(file, target / file.name)
         else:
-            for file in sorted(temporary.iterdir(), key=lambda file: (file.name in DESCRIBING, file.name)):
-                os.replace(file, target / file.name)
+            whole = temporary.with_suffix(WHOLE)
+            os.replace(temporary, whole)
+            _move_into(whole, target)
+            remove(whole)
         _flush(target.parent)
     finally:
         remove(temporary)
+
+
+def finish_replacing(path: str | os.PathLike) -> None:
+    """Ends what a process killed while it moved a folder's files one by one had begun. For one process, before it reads
+    or writes there.
+    """
+    target = Path(os.path.realpath(path))
+    for whole in target.parent.glob(f".{glob.escape(target.name)}.*{WHOLE}"):
+        if any(_is_half_way(target / name) for name in DESCRIBING):
+            _move_into(whole, target)
+        remove(whole)
+
+
+def _move_into(source: Path, target: Path) -> None:
+    """Moves what `source` holds, but for files that `target` shares with it, what describes them last; until then that
+    cannot be read, so that new files are never taken for a part of what the old ones are.
+    """
+    paths = [path for path in source.iterdir() if not _is_same(path, target / path.name)]
+    paths.sort(key=lambda path: (path.name in DESCRIBING, path.name))
+    for path in paths:
+        if path.name in DESCRIBING and not _is_half_way(target / path.name):
+            write_text(target / path.name, HALF_WAY)
+    for path in paths:
+        old = target / path.name
+        if old.is_dir():  # its name is gone before it is: no half of it ever bears it
+            os.replace(old, doomed := target / f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+            remove(doomed)
+        os.replace(path, old)
+
+
+def _is_half_way(path: Path) -> bool:
+    return path.is_file() and path.read_bytes() == HALF_WAY.encode()
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    return other.exists() and one.samefile(other)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -58,8 +58,8 @@ logger = get_logger(__name__)
 class LabelledData:
     """What a run trains on and is evaluated on, and the labels of the first."""
 
-    training: list[Clip] | datasets.IterableDataset
-    held_out: list[Clip]
+    training: Sequence[Clip] | datasets.IterableDataset
+    held_out: Sequence[Clip]
     labels: list[str]
 
 
@@ -84,7 +84,7 @@ def read_data(args: DataArguments, max_eval_samples: int | None) -> LabelledData
     return LabelledData(stream, held_out, labels)
 
 
-def cached(clips: list[Clip], args: DataArguments, accelerator: Accelerator) -> list[Clip]:
+def cached(clips: Sequence[Clip], args: DataArguments, accelerator: Accelerator) -> Sequence[Clip]:
     """The clips with their frames kept on disk, if asked for; all processes share the decoding."""
     if args.frame_cache is None or not clips:
         return clips
@@ -121,14 +121,14 @@ def build_augmentation(args: AugmentationArguments, processor: FluxViTVideoProce
 def build_batches(
     args: FinetuneArguments,
     config: PreTrainedConfig,
-    source: list[Clip] | datasets.IterableDataset,
+    source: Sequence[Clip] | datasets.IterableDataset,
     targets: ClassTargets,
     augment: ClipAugment,
     accelerator: Accelerator,
 ) -> Batches:
     """Batches of listed or streamed clips, with shapes by `--sampling`."""
     world, per_process = accelerator.num_processes, args.optimization.per_device_train_batch_size
-    streamed = not isinstance(source, list)
+    streamed = isinstance(source, datasets.IterableDataset)
     num_clips = args.data.max_train_samples if streamed else len(source)
     sampler = FluxBatchSampler(
         num_clips,
@@ -177,7 +177,7 @@ class ClassificationTask:
     batches: Batches
     augment: ClipAugment
     mix: MixupCutmix
-    held_out: list[Clip]
+    held_out: Sequence[Clip]
     held_out_targets: Tensor | None
     failures: FailureLog
     metric: str = "eval_mean"

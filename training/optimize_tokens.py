@@ -22,7 +22,7 @@ from typing import Any
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from flux_hf.checkpoint_files import replacing_folder, write_json
+from flux_hf.checkpoint_files import finish_replacing, replacing_folder, write_json
 from flux_hf.loading import CLASSIFIERS
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
@@ -118,6 +118,9 @@ def save_results(
 def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     accelerator = Accelerator()
+    if args.output_dir is None and accelerator.is_main_process:
+        finish_replacing(args.model_name_or_path)  # else what a killed run left half-way could not be loaded
+    accelerator.wait_for_everyone()
     model, processor = load_checkpoint(args, accelerator)
     if args.output_dir is None:
         check_writable(Path(args.model_name_or_path))

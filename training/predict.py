@@ -7,6 +7,11 @@
 A folder is searched with all its sub-folders. A clip that cannot be read gets a row with the error; the others are
 done all the same, and the exit status is 1. Frames and size are chosen as the pipeline does: those given, else the
 token plan's for the budget, else the checkpoint's own.
+
+Labels are written as they come, into a file beside the output that ends in `.partial`; it takes the output's name when
+it is whole, and until then an older output stays. A run that is killed or fails loses no label it has written: the same
+command goes on behind them. With another model, other flags or other clips it begins anew. Delete the `.partial` file
+to have all clips labelled again.
 """
 
 import os
@@ -18,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
-from flux_hf.checkpoint_files import remove_leftovers_of, write_csv
+import flux_hf
 
 from .arguments import CheckpointArguments, LoaderArguments, ViewArguments, flag, parse_command
 from .data.reader import Clip, VideoFile
@@ -27,6 +33,7 @@ from .data.sources import read_clips, spread, video_files
 from .inference.command import load_checkpoint, model_predictor
 from .inference.points import resolve_point
 from .inference.prediction import Predictions
+from .inference.unfinished import Done, UnfinishedCsv, identity_of
 
 
 TABLE_SUFFIXES = (".csv", ".txt", ".tsv")
@@ -44,20 +51,31 @@ class PredictArguments(CheckpointArguments, LoaderArguments, ViewArguments):
 SOURCES = "folders of clips, csv files with a column path, video files, URLs"
 
 
-def find_clips(sources: Sequence[str]) -> list[Clip]:
+def parse_arguments(arguments: list[str] | None = None) -> PredictArguments:
+    """The flags. Raises ValueError where the csv could not be written in the end."""
+    args = parse_command(PredictArguments, __doc__, arguments, sources=SOURCES)
+    if args.output is None:
+        raise ValueError("--output must be given")
+    if os.path.isdir(args.output):
+        raise ValueError(f"--output must be a file, {args.output!r} is a folder")
+    return args
+
+
+def find_clips(sources: Sequence[str]) -> Sequence[Clip]:
     """The clips of folders (searched recursively), tables and files, in their order, each name once.
 
     Raises:
         ValueError: a folder without a video file, a malformed table, or a name that occurs twice.
     """
-    clips: list[Clip] = []
+    parts: list[Sequence[Clip]] = []
     for source in sources:
         if os.path.isdir(source):
-            clips += [VideoFile(str(path), None, str(path)) for path in video_files(Path(source))]
+            parts.append([VideoFile(str(path), None, str(path)) for path in video_files(Path(source))])
         elif source.lower().endswith(TABLE_SUFFIXES):
-            clips += read_clips(source, labelled=False)
+            parts.append(read_clips(source, labelled=False))
         else:
-            clips.append(VideoFile(source, None, source))
+            parts.append([VideoFile(source, None, source)])
+    clips = parts[0] if len(parts) == 1 else [clip for part in parts for clip in part]  # a long table stays one
     twice = [name for name, times in Counter(clip.name for clip in clips).items() if times > 1]
     if twice:  # in two tables, or a file given twice
         raise ValueError(f"every clip must have a name of its own, got {len(twice)} twice, the first {twice[0]!r}")
@@ -77,22 +95,33 @@ def prediction_rows(clips: Sequence[Clip], predictions: Predictions, config: Any
 
 
 def main(arguments: list[str] | None = None) -> None:
-    args = parse_command(PredictArguments, __doc__, arguments, sources=SOURCES)
-    if args.output is None:
-        raise ValueError("--output must be given")
+    args = parse_arguments(arguments)
     accelerator = Accelerator()
     model, processor = load_checkpoint(args, accelerator)
     point = resolve_point(model.config, processor, args.num_frames, args.size, args.token_budget)
     clips = spread(find_clips(args.sources), args.max_eval_samples)
-    predictions = model_predictor(model, processor, accelerator, args, args.dataloader_num_workers)(clips, [point])
+    done, top_k = Done(), min(args.top_k, model.config.num_labels)
     if accelerator.is_main_process:
-        rows = prediction_rows(clips, predictions, model.config, args.top_k)
-        remove_leftovers_of(Path(args.output))
-        write_csv(args.output, ["name", "rank", "label", "score", "error"], rows)
-        print(f"{int(predictions.decoded.sum())} of {len(clips)} clips labelled at {point}: {args.output}")
+        settings = [flux_hf.__version__, str(point), args.num_clips, args.num_crops, top_k, accelerator.mixed_precision]
+        settings += [model.config.to_json_string(), processor.to_json_string()]
+        unfinished = UnfinishedCsv(Path(args.output), identity_of(model, clips, settings))
+        done = unfinished.resume(clips, top_k)
+        if done.clips:
+            print(f"going on after {done.clips} of {len(clips)} clips, which a run that was cut short has labelled")
+    [done] = broadcast_object_list([done])
+    rest, start, failed = clips[done.clips :], 0, done.failed
+    predict = model_predictor(model, processor, accelerator, args, args.dataloader_num_workers)
+    for predictions in predict.successive(rest, [point]) if rest else ():
+        stop = start + predictions.scores.shape[1]
+        if accelerator.is_main_process:
+            unfinished.append(prediction_rows(rest[start:stop], predictions, model.config, top_k))
+        start, failed = stop, failed + len(predictions.failures)
+    if accelerator.is_main_process:
+        unfinished.finish()
+        print(f"{len(clips) - failed} of {len(clips)} clips labelled at {point}: {args.output}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    if predictions.failures:
+    if failed:
         sys.exit(1)
 
 

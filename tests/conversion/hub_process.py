@@ -92,6 +92,24 @@ def command(*arguments: str) -> int:
     return main(list(arguments))
 
 
+def command_that_dies(stop: int, *arguments: str) -> int:
+    """The command, killed before rename number `stop`, if it comes so far."""
+    count = 0
+
+    def dying(rename):
+        def counted(*names, **options):
+            nonlocal count
+            count += 1
+            if count == stop:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return rename(*names, **options)
+
+        return counted
+
+    os.replace, os.rename = dying(os.replace), dying(os.rename)
+    return command(*arguments)
+
+
 def send_staged(staging: str, target: dict, keep_card: bool = False) -> int:
     """The part of a push that talks to the Hub, for a folder that `stage` made."""
     from huggingface_hub import HfApi
@@ -147,7 +165,13 @@ def snapshot(repo_id: str, revision: str) -> int:
     return 0
 
 
-JOBS = {"command": command, "send": send_staged, "objects": push_objects, "snapshot": snapshot}
+JOBS = {
+    "command": command,
+    "dies": command_that_dies,
+    "send": send_staged,
+    "objects": push_objects,
+    "snapshot": snapshot,
+}
 
 
 def work(order: dict) -> None:

@@ -1,8 +1,10 @@
 """Pushes to a Hub on this machine with the real client: what arrives, what is refused, what a cut leaves behind."""
 
+import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -331,6 +333,26 @@ def test_a_new_repository_killed_at_any_request_can_be_finished(hub, client, sta
         assert len(repository.commits) == 2
     # whoami, model, data set, space; repository, card, modes, objects, file, check, commit
     assert requests == 11
+
+
+@pytest.mark.slow
+def test_a_push_killed_before_any_of_its_renames_leaves_folder_and_repository_as_they_were(
+    hub, client, copied, staged_in_shards
+):
+    """Renames are of files that are staged, and of the repository's card, which is looked at before."""
+    old = {"README.md": f"---\n---\n{MARK}\nAn earlier card.\n".encode(), "model.safetensors": b"old"}
+    repository = hub.add_repository("tester/renames")
+    repository.commit("main", {path: File(content) for path, content in old.items()}, "old")
+    arguments = [str(copied), "tester/renames", "--license", "apache-2.0", "--max_shard_size", "400KB"]
+    before = contents_of(copied)
+    for stop in itertools.count(1):
+        pushed = client.run("dies", stop, *arguments)
+        assert contents_of(copied) == before
+        if pushed.status != -signal.SIGKILL:
+            break
+        assert repository.contents() == old
+    assert pushed.status == 0, pushed.errors
+    assert stop > len(SOURCE_FILES) + 3 and repository.contents().keys() == contents_of(staged_in_shards).keys()
 
 
 def test_one_error_of_the_server_is_got_over(hub, client, staged, faults):

@@ -672,8 +672,8 @@ def files_of(cache):
 
 
 def test_cached_clips_equal_the_files(folder, saved_set, tmp_path):
-    clips = read_clips(folder / "clips.csv")[:3] + read_clips(folder / "frames.csv", root=folder / "frames")[:1]
-    clips += read_clips(saved_set, split="train")[3:4]
+    frames = read_clips(folder / "frames.csv", root=folder / "frames")
+    clips = [*read_clips(folder / "clips.csv")[:3], frames[0], read_clips(saved_set, split="train")[3]]
     cached = cache_clips(clips, tmp_path / "cache")
     assert len(files_of(tmp_path / "cache")) == 5
     for clip, copy in zip(clips, cached, strict=True):

@@ -91,3 +91,5 @@ def test_sources_that_cannot_be(data, tmp_path):
         find_clips([clip, clip])
     with pytest.raises(ValueError, match="must hold videos"):
         find_clips([str(tmp_path)])
+    with pytest.raises(ValueError, match="is a folder"):
+        predict(data, tmp_path, clip)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flux_hf.token_selection import as_count
 
+from .clip_table import distinct_labels
 from .failures import Failure, all_failed
 from .reader import READ_ERRORS, Clip, describe_failure
 from .sampling import ClipRequest, check_rule, pick_frames
@@ -57,7 +58,7 @@ class ClipReader:
         if not clips:
             raise ValueError("clips must hold at least one clip, got none")
         check_rule(sampling_rule)
-        self.clips, self.seed, self.sampling_rule = list(clips), seed, sampling_rule
+        self.clips, self.seed, self.sampling_rule = clips, seed, sampling_rule
 
     def read(self, request: ClipRequest) -> ReadClip:
         """Raises TooManyFailedClips where neither the clip nor any of those tried in its place can be read."""
@@ -152,8 +153,9 @@ class ClipDataset(torch.utils.data.Dataset):
         self.maker = SampleMaker(augment, seed, num_sample)
         self.reader = ClipReader(clips, seed, sampling_rule)
         self.targets = targets
-        for clip in self.reader.clips:
-            targets.encode(clip.label, clip.name)
+        labels, _, firsts = distinct_labels(clips)
+        for label, first in zip(labels, firsts, strict=True):
+            targets.encode(label, clips[first].name)
 
     def __len__(self) -> int:
         return len(self.reader.clips)

@@ -2,17 +2,18 @@
 """Where clips come from: tables and lists, folders, and sets of the `datasets` library."""
 
 import csv
-import io
+import itertools
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import datasets
+import numpy as np
 
-from .reader import FRAME_TEMPLATE, VIDEO_SUFFIXES, Clip, DatasetRow, FrameFolder, Label, VideoFile
+from .clip_table import ClipTable, TableBuilder, distinct_labels
+from .reader import FRAME_TEMPLATE, VIDEO_SUFFIXES, Clip, DatasetRow, Label
 
 
 def read_clips(
@@ -27,7 +28,7 @@ def read_clips(
     label_column: str | None = None,
     labelled: bool = True,
     multi_label: bool = False,
-) -> list[Clip]:
+) -> Sequence[Clip]:
     """Lists the clips of a set. Nothing is decoded, and no file but the list is opened.
 
     Args:
@@ -58,9 +59,7 @@ def read_clips(
         return _dataset_clips(source, "the data set", video_column, label_column, labelled)
     path = Path(source)
     if path.is_file() and not hub:
-        clips = _table_clips(path, root, split, frame_template, label_column or "label", labelled)
-        if multi_label:
-            clips = [replace(clip, label=_split_label(path, clip)) for clip in clips]
+        clips = _table_clips(path, root, split, frame_template, label_column or "label", labelled, multi_label)
         _check_root(path, clips)
         return clips
     kind = _kind_of_folder(path, split) if path.is_dir() and not hub else "datasets"
@@ -72,19 +71,21 @@ def read_clips(
     return _dataset_clips(dataset, str(source), video_column, label_column, labelled)
 
 
-def spread(clips: Sequence[Clip], limit: int | None) -> list[Clip]:
+def spread(clips: Sequence[Clip], limit: int | None) -> Sequence[Clip]:
     """At most `limit` clips, evenly spread over the list, which may be sorted by class."""
-    number = len(clips) if limit is None else min(limit, len(clips))
-    return [clips[position * len(clips) // number] for position in range(number)]
+    if limit is None or limit >= len(clips):
+        return clips
+    positions = np.arange(limit) * len(clips) // limit
+    return clips.select(positions) if isinstance(clips, ClipTable) else [clips[position] for position in positions]
 
 
-def label_names(clips: Iterable[Clip]) -> list[str]:
+def label_names(clips: Sequence[Clip]) -> list[str]:
     """Every label that occurs, sorted; by value where all of them are integers.
 
     Raises:
         ValueError: no clip has a label.
     """
-    names = {name for clip in clips for name in labels_of(clip.label)}
+    names = {name for label in distinct_labels(clips)[0] for name in labels_of(label)}
     if not names:
         raise ValueError("none of the clips has a label")
     return sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
@@ -110,14 +111,15 @@ _COLUMNS = {*_NAME_COLUMNS, "label", "total_frames", "split"}  # in any case
 _HEADERLESS = {1: ["path"], 2: ["path", "label"], 3: ["name", "total_frames", "label"]}
 
 
-def _read_text(path: Path) -> str:
-    """A text in UTF-8, with or without its mark. Raises ValueError, naming file and line, for another encoding."""
+def _encoding_error(path: Path) -> ValueError:
+    """Names the line of a file that is not UTF-8."""
     content = path.read_bytes()
     try:
-        return content.decode("utf-8-sig")
+        content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path} line {line} is not in the encoding UTF-8: save the list in that") from error
+        return ValueError(f"{path} line {line} is not in the encoding UTF-8: save the list in that")
+    return ValueError(f"{path} changes while it is read")
 
 
 def _delimiter(first: str) -> str | None:
@@ -129,37 +131,45 @@ def _delimiter(first: str) -> str | None:
     return next((mark for mark in "\t,;" if mark in first), None)
 
 
-def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Column names, and (line number, cells) of each row."""
-    if path.suffix.lower() not in (".csv", ".txt", ".tsv"):
-        raise ValueError(f"a file of clips must end in .csv, .txt or .tsv, got {str(path)!r}")
-    file = io.StringIO(_read_text(path), newline="")
+def _cells(file: TextIO, first: str) -> Iterator[tuple[int, list[str]]]:
+    """(line number, cells) of each row that holds something; `first` is the first line that does."""
+    delimiter = _delimiter(first)
+    if delimiter is None:  # from the right, for only the path may hold spaces
+        columns = _num_columns(first.split())
+        yield from ((i, line.strip().rsplit(None, columns - 1)) for i, line in enumerate(file, 1) if line.strip())
+    else:
+        reader = csv.reader(file, delimiter=delimiter)
+        for row in reader:
+            cells = [cell.strip() for cell in row]
+            if any(cells):
+                yield reader.line_num, cells
+
+
+def _read_rows(path: Path, file: TextIO) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
+    """Column names, and (line number, column -> cell) of each row, read as they are asked for."""
     first = next((line for line in file if line.strip()), None)
     if first is None:
         raise ValueError(f"{path} is empty")
     file.seek(0)
-    delimiter = _delimiter(first)
-    if delimiter is None:  # from the right, for only the path may hold spaces
-        columns, lines = _num_columns(first.split()), enumerate(file, start=1)
-        rows = [(number, line.strip().rsplit(None, columns - 1)) for number, line in lines if line.strip()]
-    else:
-        reader = csv.reader(file, delimiter=delimiter)
-        rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
-    head = [cell.lower() for cell in rows[0][1]]
+    lines = _cells(file, first)
+    number, cells = next(lines, (1, [""]))
+    head = [cell.lower() for cell in cells]
     if _NAME_COLUMNS & set(head):
-        header, rows = [low if low in _COLUMNS else cell for cell, low in zip(rows[0][1], head, strict=True)], rows[1:]
+        header = [low if low in _COLUMNS else cell for cell, low in zip(cells, head, strict=True)]
     elif "label" in head:
-        raise ValueError(f"{path} must have a column path (or name), got {rows[0][1]}")
+        raise ValueError(f"{path} must have a column path (or name), got {cells}")
     elif len(head) in _HEADERLESS:
-        header = _HEADERLESS[len(head)]
+        header, lines = _HEADERLESS[len(head)], itertools.chain([(number, cells)], lines)
     else:
         raise ValueError(f"{path} has {len(head)} columns and no header that says what they are")
-    for number, cells in rows:
-        if len(cells) != len(header):
-            raise ValueError(f"{path} line {number} must have {len(header)} columns {header}, got {cells}")
-    if not rows:
-        raise ValueError(f"{path} has no rows")
-    return header, rows
+
+    def rows() -> Iterator[tuple[int, dict[str, str]]]:
+        for number, cells in lines:
+            if len(cells) != len(header):
+                raise ValueError(f"{path} line {number} must have {len(header)} columns {header}, got {cells}")
+            yield number, dict(zip(header, cells, strict=True))
+
+    return header, rows()
 
 
 def _num_columns(words: list[str]) -> int:
@@ -176,47 +186,48 @@ def _table_clips(
     frame_template: str,
     label_column: str,
     labelled: bool,
-) -> list[Clip]:
-    header, rows = _read_rows(path)
-    name_column = next(name for name in header if name.lower() in _NAME_COLUMNS)
+    multi_label: bool,
+) -> ClipTable:
+    if path.suffix.lower() not in (".csv", ".txt", ".tsv"):
+        raise ValueError(f"a file of clips must end in .csv, .txt or .tsv, got {str(path)!r}")
     needed = [label_column] * labelled + ["split"] * (split is not None)
-    missing = [name for name in needed if name not in header]
-    if missing:
-        raise ValueError(f"{path} must have the columns {[name_column, *needed]}, got {header}")
-    places = [(f"{path} line {number}", dict(zip(header, cells, strict=True))) for number, cells in rows]
-    if split is not None:
-        splits = sorted({row["split"] for _, row in places})
-        places = [(place, row) for place, row in places if row["split"] == split]
-        if not places:
-            raise ValueError(f"{path} has no row of the split {split!r}, only of {splits}")
-    folder, clips = Path(root if root is not None else path.parent), []
-    names = _unique(row[name_column] for _, row in places)
-    for (place, row), name in zip(places, names, strict=True):
-        if not row[name_column]:
-            raise ValueError(f"{place} has an empty {name_column}")
-        label = row.get(label_column) or None
-        if label is None and labelled:
-            raise ValueError(f"{place} has an empty {label_column}")
-        file = row[name_column] if "://" in row[name_column] else os.path.abspath(folder / row[name_column])
-        if "total_frames" not in header:
-            clips.append(VideoFile(name, label, file))
-        elif row["total_frames"].isdecimal():
-            clips.append(FrameFolder(name, label, file, int(row["total_frames"]), frame_template))
-        else:
-            raise ValueError(f"total_frames must be a number of frames, got {row['total_frames']!r} in {place}")
-    return clips
+    builder, splits = TableBuilder(path.parent if root is None else root, frame_template), set()
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            header, rows = _read_rows(path, file)
+            name_column = next(name for name in header if name.lower() in _NAME_COLUMNS)
+            missing = [name for name in needed if name not in header]
+            if missing:
+                raise ValueError(f"{path} must have the columns {[name_column, *needed]}, got {header}")
+            for number, row in rows:
+                splits.add(row.get("split"))
+                if split is not None and row["split"] != split:
+                    continue
+                name, label, frames = row[name_column], row.get(label_column) or None, row.get("total_frames")
+                if not name or (labelled and label is None):
+                    raise ValueError(f"{path} line {number} has an empty {label_column if name else name_column}")
+                if frames is not None and not frames.isdecimal():
+                    raise ValueError(f"{path} line {number}: total_frames must be a number of frames, got {frames!r}")
+                if multi_label and label is not None and "|" in label:
+                    label = _split_label(path, name, label)
+                builder.add(name, label, None if frames is None else int(frames))
+    except UnicodeDecodeError as error:
+        raise _encoding_error(path) from error
+    if not splits:
+        raise ValueError(f"{path} has no rows")
+    if split is not None and split not in splits:
+        raise ValueError(f"{path} has no row of the split {split!r}, only of {sorted(splits)}")
+    return builder.build()
 
 
-def _split_label(path: Path, clip: Clip) -> Label:
-    if clip.label is None or "|" not in clip.label:
-        return clip.label
-    labels = tuple(label.strip() for label in clip.label.split("|"))
+def _split_label(path: Path, name: str, text: str) -> tuple[str, ...]:
+    labels = tuple(label.strip() for label in text.split("|"))
     if not all(labels):
-        raise ValueError(f"{path} has an empty label for {clip.name}: {clip.label!r}")
+        raise ValueError(f"{path} has an empty label for {name}: {text!r}")
     return labels
 
 
-def _check_root(path: Path, clips: Sequence[VideoFile | FrameFolder]) -> None:
+def _check_root(path: Path, clips: ClipTable) -> None:
     """A wrong root would fail at every clip, one by one. A few of them tell."""
     some = clips[:: max(1, len(clips) // 16)]
     if not any("://" in clip.path or os.path.exists(clip.path) for clip in some):
@@ -266,17 +277,17 @@ def video_files(folder: Path, wanted: str = "videos") -> list[Path]:
     return files
 
 
-def _folder_clips(folder: Path) -> list[Clip]:
+def _folder_clips(folder: Path) -> ClipTable:
     """A sub-folder of videos a class."""
     files = video_files(folder, "one sub-folder of videos a class")
     names = [file.relative_to(folder) for file in files]
     outside = [name.as_posix() for name in names if len(name.parts) == 1]
     if outside:
         raise ValueError(f"{folder} must hold its videos in one sub-folder a class, {outside[0]!r} lies beside them")
-    return [
-        VideoFile(name.as_posix(), name.parts[0], os.path.abspath(file))
-        for name, file in zip(names, files, strict=True)
-    ]
+    builder = TableBuilder(folder)
+    for name in names:
+        builder.add(name.as_posix(), name.parts[0])
+    return builder.build()
 
 
 # --- datasets --------------------------------------------------------------------------------------------------------

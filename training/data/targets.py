@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .clip_table import distinct_labels
 from .reader import Clip, Label
 from .sources import labels_of
 
@@ -76,7 +77,9 @@ def encode_labels(clips: Sequence[Clip], targets: ClassTargets) -> Tensor:
     Raises:
         ValueError: as `ClassTargets.encode`.
     """
-    return torch.stack([targets.encode(clip.label, clip.name)["labels"] for clip in clips])
+    labels, codes, firsts = distinct_labels(clips)
+    encoded = [targets.encode(label, clips[first].name)["labels"] for label, first in zip(labels, firsts, strict=True)]
+    return torch.stack(encoded)[torch.from_numpy(codes)]
 
 
 def class_shares(clips: Sequence[Clip], targets: ClassTargets) -> tuple[Tensor, Tensor]:

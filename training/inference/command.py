@@ -56,7 +56,7 @@ def model_predictor(
     return Predictor(forward, processor, accelerator, views, num_workers, multi_label, verbose=True)
 
 
-def list_clips(args: SourceArguments, labelled: bool = True) -> list[Clip]:
+def list_clips(args: SourceArguments, labelled: bool = True) -> Sequence[Clip]:
     """The clips of the source that a command's flags name. Raises as `read_clips`."""
     return read_clips(
         args.dataset_name or args.data,

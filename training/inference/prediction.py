@@ -10,7 +10,7 @@ one clip shape share embedding, scores and positions.
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -185,6 +185,39 @@ class Predictor:
             ValueError: no clips, no points, or a count below 1.
             FloatingPointError: the model gives scores that are not numbers.
         """
+        mine, scores, failures = [], [], []
+        for indices, scored, failed in self._share(clips, points):
+            mine += indices
+            scores.append(scored if reduce is None else reduce(scored, indices))
+            failures += failed
+        own = (mine, torch.cat(scores, dim=1).numpy(), failures)
+        predictions = _merge(gather_object([own]), clips)
+        self._tell(predictions.failures, len(clips))
+        return predictions
+
+    @torch.no_grad()
+    def successive(self, clips: Sequence[Clip], points: Sequence[EvalPoint]) -> Iterator[Predictions]:
+        """Scores clips likewise (collective), and gives the next few, in order, as soon as all processes have them.
+
+        Nothing is kept of those that were given. Raises as `__call__`, when the clip's turn comes.
+        """
+        start, failures = 0, []
+        for indices, scored, failed in self._share(clips, points):
+            stop = min(start + len(indices) * self.accelerator.num_processes, len(clips))
+            own = ([index if index == PADDING else index - start for index in indices], scored.numpy(), failed)
+            predictions = _merge(gather_object([own]), clips[start:stop])
+            failures += predictions.failures
+            start = stop
+            yield predictions
+        self._tell(failures, len(clips))
+
+    def _share(
+        self, clips: Sequence[Clip], points: Sequence[EvalPoint]
+    ) -> Iterator[tuple[list[int], Tensor, list[tuple[str, str] | None]]]:
+        """This process's clips, batch by batch, equally many on all: indices, scores (points, n, num_labels), failures.
+
+        The first batches of all processes together are the first clips, and so on.
+        """
         if not clips or not points:
             raise ValueError(f"at least one clip and one point are needed, got {len(clips)} and {len(points)}")
         views = self.views
@@ -202,20 +235,22 @@ class Predictor:
             collate_fn=list,
             generator=torch.Generator(),  # else it takes a number from the global one, and a resumed run would differ
         )
-        shown, scores, failures = self.verbose and self.accelerator.is_main_process, [], []
-        for batch in tqdm(loader, disable=not shown, unit="batch"):
-            failures += [clip.failure for clip in batch]
-            scored = self._score(batch, points, num_views)
-            indices = mine[len(failures) - len(batch) : len(failures)]
-            scores.append(scored if reduce is None else reduce(scored, indices))
-        own = (mine, torch.cat(scores, dim=1).numpy(), failures)
-        predictions = _merge(gather_object([own]), clips)
-        if shown and predictions.failures:
-            print(f"{len(predictions.failures)} of {len(clips)} clips could not be decoded:", file=sys.stderr)
-            lines = [f"  {name}: {reason}" for name, reason in predictions.failures]
-            more = [f"  and {len(lines) - SHOWN_FAILURES} more"] if len(lines) > SHOWN_FAILURES else []
-            print("\n".join(lines[:SHOWN_FAILURES] + more), file=sys.stderr)
-        return predictions
+        count = 0
+        for batch in tqdm(loader, disable=not self._shown, unit="batch"):
+            indices = mine[count : count + len(batch)]
+            count += len(batch)
+            yield indices, self._score(batch, points, num_views), [clip.failure for clip in batch]
+
+    @property
+    def _shown(self) -> bool:
+        return self.verbose and self.accelerator.is_main_process
+
+    def _tell(self, failures: Sequence[tuple[str, str]], number: int) -> None:
+        if self._shown and failures:
+            print(f"{len(failures)} of {number} clips could not be decoded:", file=sys.stderr)
+            lines = [f"  {name}: {reason}" for name, reason in failures[:SHOWN_FAILURES]]
+            more = [f"  and {len(failures) - SHOWN_FAILURES} more"] if len(failures) > SHOWN_FAILURES else []
+            print("\n".join(lines + more), file=sys.stderr)
 
     def _score(self, batch: list[_ClipViews], points: Sequence[EvalPoint], num_views: int) -> Tensor:
         """(points, clips of the batch, num_labels) float32 on the CPU; padding and failed clips run as blank ones."""
