@@ -139,7 +139,10 @@ def build_run(
     rates = learning_rates(optimization, clips_a_step, num_sample)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         _tell_deepspeed(accelerator, optimization, num_sample)
-    plain_optimizer = build_optimizer(objective.model, optimization, rates[0])
+    # one that leaves out steps itself; DeepSpeed does, and so does float16's scaler, which would not say so of this one
+    by_itself = accelerator.distributed_type != DistributedType.DEEPSPEED and accelerator.scaler is None
+    fused = by_itself and accelerator.device.type == "cuda"
+    plain_optimizer = build_optimizer(objective.model, optimization, rates[0], fused)
     wrapped, optimizer = accelerator.prepare(objective, plain_optimizer)
     known = {
         "clips_a_step": clips_a_step,
@@ -183,14 +186,15 @@ def build_average(objective: nn.Module, decay: float | None, total_steps: int) -
 
 
 def build_optimizer(
-    model: VideoTokenClassifier, optimization: OptimizationArguments, learning_rate: float
+    model: VideoTokenClassifier, optimization: OptimizationArguments, learning_rate: float, fused: bool = False
 ) -> torch.optim.AdamW:
-    """AdamW with layer-wise rates below `learning_rate`."""
+    """AdamW with layer-wise rates below `learning_rate`, in one kernel a group if `fused`."""
     return torch.optim.AdamW(
         parameter_groups(model, learning_rate, optimization.weight_decay, optimization.layer_decay),
         lr=learning_rate,
         betas=(optimization.adam_beta1, optimization.adam_beta2),
         eps=optimization.adam_epsilon,
+        fused=fused or None,  # False would forbid torch's other fast way too
     )
 
 
