@@ -216,7 +216,10 @@ def build_schedule(
 
 
 def _tell_deepspeed(accelerator: Accelerator, optimization: OptimizationArguments, num_sample: int) -> None:
-    accelerator.state.deepspeed_plugin.deepspeed_config.update(
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin.zero_stage == 3:
+        raise ValueError("ZeRO stage 3 shards the weights, which checkpoints take whole: use ZeRO 1 or 2, or FSDP2")
+    plugin.deepspeed_config.update(
         train_micro_batch_size_per_gpu=optimization.per_device_train_batch_size * num_sample,
         gradient_accumulation_steps=optimization.gradient_accumulation_steps,
         gradient_clipping=optimization.max_grad_norm or 0.0,
