@@ -136,7 +136,9 @@ def main() -> None:
     parser.add_argument("--device", choices=["cuda"], help="measure there too")
     options = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if options.device else 'computed only'}; GiB")
-    heads = f"{'recipe':>6} {'model':>6} {'clips':>9} {'shape':>8} {'precision':>9} {'checkpointing':>13} {'computed':>9}"
+    heads = (
+        f"{'recipe':>6} {'model':>6} {'clips':>9} {'shape':>8} {'precision':>9} {'checkpointing':>13} {'computed':>9}"
+    )
     print(heads + (f" {'allocated':>10} {'reserved':>10}" if options.device else ""))
     for recipe in options.recipes:
         words = f"--recipe {RECIPES / recipe}.yaml --data d --model_name_or_path m --output_dir o".split()

@@ -333,7 +333,9 @@ def test_batch_does_all_that_the_worker_leaves(frames):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_batch_on_a_gpu(frames):
-    crops = torch.stack([ClipAugment(RECIPE).on_worker(frames, 56, generator(seed))["pixel_values_videos"] for seed in range(16)])
+    crops = torch.stack(
+        [ClipAugment(RECIPE).on_worker(frames, 56, generator(seed))["pixel_values_videos"] for seed in range(16)]
+    )
     seeds = torch.arange(16)
     config = replace(RECIPE, erasing=0.0)
     std = torch.tensor(config.std).view(3, 1, 1) * 255
