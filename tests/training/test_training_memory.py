@@ -28,7 +28,7 @@ def load_benchmark():
 @pytest.mark.parametrize("bf16", [False, True])
 def test_a_computed_step_takes_what_a_real_one_does(bf16, checkpointing):
     memory = load_benchmark()
-    args = parse_arguments("--data d --config_name c --output_dir o".split())
+    args = parse_arguments(["--data", "d", "--config_name", "c", "--output_dir", "o"])
     config = tiny_config(num_hidden_layers=4, image_size=112)
     what = (args, ClipShape(8, 112), 6, bf16, checkpointing)
     computed = memory.computed(config, *what)

@@ -154,8 +154,8 @@ class ClipAugment:
         Args:
             videos: (B, T, 3, S, S) uint8, on any device.
             erasing: (B, 4) int64 on the CPU.
-            seeds: (B,) int64 on the CPU, of the generators that `pictures` began with. The noise is drawn on the videos'
-                device: on a CPU what the call draws, elsewhere other numbers.
+            seeds: (B,) int64 on the CPU, of the generators that `pictures` began with. The noise is drawn on the
+                device of the videos: on a CPU what the call draws, elsewhere other numbers.
 
         Returns:
             (B, T, 3, S, S) float32 on the device of the videos.

@@ -164,8 +164,8 @@ class ClipDataset(torch.utils.data.Dataset):
 
         Returns:
             `pixel_values_videos` (num_sample, T, 3, size, size) and all else that `augment` gives, the targets with
-            num_sample in front, `seeds` (num_sample,) int64 of the copies' generators, and `failures`, the (name, reason) of clips
-            that could not be read.
+            num_sample in front, `seeds` (num_sample,) int64 of the copies' generators, and `failures`, the
+            (name, reason) of clips that could not be read.
 
         Raises:
             TooManyFailedClips: neither it nor any of those tried in its place can be read.

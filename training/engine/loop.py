@@ -78,7 +78,7 @@ class Task(Protocol):
 
 @dataclass
 class Run:
-    """What the chapters of a training run share; only `state` and what is known of skipped steps change as it goes on."""
+    """What the chapters of a training run share; only `state` and what is known of skipped steps change on the way."""
 
     task: Task
     accelerator: Accelerator

@@ -139,10 +139,7 @@ def build_run(
     rates = learning_rates(optimization, clips_a_step, num_sample)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         _tell_deepspeed(accelerator, optimization, num_sample)
-    # one that leaves out steps itself; DeepSpeed does, and so does float16's scaler, which would not say so of this one
-    by_itself = accelerator.distributed_type != DistributedType.DEEPSPEED and accelerator.scaler is None
-    fused = by_itself and accelerator.device.type == "cuda"
-    plain_optimizer = build_optimizer(objective.model, optimization, rates[0], fused)
+    plain_optimizer = build_optimizer(objective.model, optimization, rates[0], wants_fused(accelerator))
     wrapped, optimizer = accelerator.prepare(objective, plain_optimizer)
     known = {
         "clips_a_step": clips_a_step,
@@ -183,6 +180,15 @@ def build_average(objective: nn.Module, decay: float | None, total_steps: int) -
         share = f"{100 * decay**total_steps:.0f} %"
         logger.warning(f"--ema_decay {decay} keeps {share} of the start after {total_steps} steps: that is exported")
     return ExponentialMovingAverage(objective, decay)
+
+
+def wants_fused(accelerator: Accelerator) -> bool:
+    """Whether the optimiser is to be torch's fused one, which leaves out steps itself: on a GPU.
+
+    Not where others leave them out: DeepSpeed, and float16's scaler, which does not say that a fused one did.
+    """
+    others = accelerator.distributed_type == DistributedType.DEEPSPEED or accelerator.scaler is not None
+    return accelerator.device.type == "cuda" and not others
 
 
 def build_optimizer(
