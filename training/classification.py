@@ -142,7 +142,7 @@ def build_batches(
     )
     samples = {
         "targets": targets,
-        "augment": augment.on_worker if args.augmentation.augment_on_device else augment,
+        "augment": augment.on_worker if args.augmentation.augment_on_device else augment.pictures,
         "seed": args.run.seed,
         "num_sample": args.augmentation.num_sample,
         "sampling_rule": args.sampling.sampling_rule,
@@ -190,6 +190,8 @@ class ClassificationTask:
         labels = batch["labels"].to(device, non_blocking=True)
         if self.args.augmentation.augment_on_device:
             videos = self.augment.on_batch(videos, batch["seeds"])
+        else:
+            videos = self.augment.finish(videos, batch["erasing"], batch["seeds"])
         generator = step_generator(seed, epoch, index, self.accelerator.process_index)
         videos, targets = self.mix(videos, labels, generator)
         return wrapped(videos, targets).loss

@@ -39,8 +39,8 @@ class ScriptArguments(HeldOutArguments):
 class TrainerClips(Dataset):
     """Clips of one shape by plain index, as Trainer asks for them: `pixel_values_videos` (T, 3, S, S), `labels` ()."""
 
-    def __init__(self, clips: ClipDataset, num_frames: int, size: int):
-        self.clips, self.num_frames, self.size = clips, num_frames, size
+    def __init__(self, clips: ClipDataset, augment: ClipAugment, num_frames: int, size: int):
+        self.clips, self.augment, self.num_frames, self.size = clips, augment, num_frames, size
         self.times_read = [0] * len(clips)
 
     def __len__(self) -> int:
@@ -54,7 +54,9 @@ class TrainerClips(Dataset):
         request = ClipRequest(index, self.num_frames, self.size, epoch)
         self.times_read[index] += 1
         sample = self.clips[request]
-        return {"pixel_values_videos": sample["pixel_values_videos"][0], "labels": sample["labels"][0]}
+        # Trainer gives the model what a data set gives: float32 it is, and four times the memory of the loop's batches
+        videos = self.augment.finish(sample["pixel_values_videos"], sample["erasing"], sample["seeds"])
+        return {"pixel_values_videos": videos[0], "labels": sample["labels"][0]}
 
 
 def top1(prediction: EvalPrediction) -> dict[str, float]:
@@ -77,8 +79,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
     def dataset(clips, preset: str, rule: str | None) -> TrainerClips:
         augment = ClipAugment(AUGMENT_PRESETS[preset])
-        own = ClipDataset(clips, targets, augment, training.seed, sampling_rule=rule)
-        return TrainerClips(own, *shape)
+        own = ClipDataset(clips, targets, augment.pictures, training.seed, sampling_rule=rule)
+        return TrainerClips(own, augment, *shape)
 
     held_out = None
     if script.validation_data or script.validation_split:

@@ -26,11 +26,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument(
+        "--tf32", action="store_true", help="float32 matrix products in TF32, the patch embedding's too"
+    )
     return parser.parse_args()
 
 
 def main() -> None:
     options = parse_arguments()
+    torch.backends.cuda.matmul.allow_tf32 = options.tf32
     config = getattr(FluxViTConfig, options.model)(num_labels=400)
     model = FluxViTForVideoClassification._from_config(config, attn_implementation=options.attention)
     model = model.eval().to(options.device, getattr(torch, options.dtype))

@@ -120,7 +120,7 @@ def augment_ours(frames: Tensor, seed: int) -> Tensor:
 
 
 def crop_ours(frames: Tensor, seed: int) -> Tensor:
-    return OURS.on_worker(frames, SIZE, torch.Generator().manual_seed(seed))
+    return OURS.on_worker(frames, SIZE, torch.Generator().manual_seed(seed))["pixel_values_videos"]
 
 
 RIVAL = "Pillow, a frame at a time"

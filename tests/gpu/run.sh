@@ -26,6 +26,8 @@ step tests "$python" -m pytest tests -m gpu -q --junitxml="$out/tests.xml"
 for dtype in float32 bfloat16; do
   step "budgets_$dtype" "$python" tests/benchmarks/budgets.py --device cuda --dtype $dtype --batch_size 8
 done
+step budgets_bfloat16_tf32 "$python" tests/benchmarks/budgets.py --device cuda --dtype bfloat16 --batch_size 8 --tf32
+step training_memory "$python" tests/benchmarks/training_memory.py --device cuda --clips 8 --precisions bf16
 step budgets_compiled "$python" tests/benchmarks/budgets.py --device cuda --dtype bfloat16 --batch_size 8 --compile
 step flux_multi "$python" tests/benchmarks/flux_multi_step.py --device cuda --bf16 --batch_size 8
 step flux_multi_compiled "$python" tests/benchmarks/flux_multi_step.py --device cuda --bf16 --batch_size 8 --compile

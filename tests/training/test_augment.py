@@ -279,18 +279,30 @@ def test_strings_of_rand_augment():
 # --- crops on the worker, the rest on the batch ----------------------------------------------------------------------
 
 
+def test_a_batch_is_finished_as_the_clips_alone_are(frames):
+    """What workers send is a byte a level; normalised and erased as a batch it is the call's result bit by bit."""
+    augment, seeds = ClipAugment(RECIPE), torch.arange(40)
+    parts = [augment.pictures(frames, 32, generator(seed)) for seed in range(40)]
+    batch = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+    assert batch["pixel_values_videos"].dtype == torch.uint8
+    assert 3 <= (batch["erasing"][:, 2] > 0).sum() <= 18
+    finished = augment.finish(batch["pixel_values_videos"], batch["erasing"], seeds)
+    whole = torch.stack([augment(frames, 32, generator(seed)) for seed in range(40)])
+    assert torch.equal(finished, whole) and finished.dtype == torch.float32
+
+
 def test_worker_crops_alone(frames):
-    crop = ClipAugment(RECIPE).on_worker(frames, 40, generator(3))
+    crop = ClipAugment(RECIPE).on_worker(frames, 40, generator(3))["pixel_values_videos"]
     assert crop.dtype == torch.uint8 and crop.shape == (4, 3, 40, 40)
     values = ClipAugment(CROP_ONLY)(frames, 40, generator(3))
     mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (CROP_ONLY.mean, CROP_ONLY.std))
     torch.testing.assert_close((crop / 255 - mean) / std, values, rtol=0, atol=1e-5)
-    assert not torch.equal(crop, ClipAugment(RECIPE).on_worker(frames, 40, generator(4)))
+    assert not torch.equal(crop, ClipAugment(RECIPE).on_worker(frames, 40, generator(4))["pixel_values_videos"])
 
 
 def test_batch_augments_each_clip_by_its_seed(frames):
     augment = ClipAugment(RECIPE)
-    crop = augment.on_worker(frames, 40, generator(3))
+    crop = augment.on_worker(frames, 40, generator(3))["pixel_values_videos"]
     seeds = torch.tensor([5, 2**63 - 1, 0, 5, 12])
     videos = augment.on_batch(crop.expand(5, -1, -1, -1, -1), seeds)
     assert videos.shape == (5, 4, 3, 40, 40) and videos.dtype == torch.float32
@@ -321,7 +333,9 @@ def test_batch_does_all_that_the_worker_leaves(frames):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_batch_on_a_gpu(frames):
-    crops = torch.stack([ClipAugment(RECIPE).on_worker(frames, 56, generator(seed)) for seed in range(16)])
+    crops = torch.stack(
+        [ClipAugment(RECIPE).on_worker(frames, 56, generator(seed))["pixel_values_videos"] for seed in range(16)]
+    )
     seeds = torch.arange(16)
     config = replace(RECIPE, erasing=0.0)
     std = torch.tensor(config.std).view(3, 1, 1) * 255
@@ -359,7 +373,7 @@ def test_wrong_settings_are_named(changes, message):
 
 def test_wrong_clips_are_named(frames):
     augment = ClipAugment(RECIPE)
-    for call in (augment, augment.on_worker):
+    for call in (augment, augment.pictures, augment.on_worker):
         with pytest.raises(ValueError, match="float32"):
             call(frames.float(), 32, generator())
         with pytest.raises(ValueError, match=r"\(4, 110, 150, 3\)"):
@@ -375,3 +389,7 @@ def test_wrong_clips_are_named(frames):
         augment.on_batch(crops, torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="seeds.*int32"):
         augment.on_batch(crops, torch.tensor([0], dtype=torch.int32))
+    with pytest.raises(ValueError, match="float32"):
+        augment.finish(crops.float(), torch.zeros(1, 4, dtype=torch.int64), torch.tensor([0]))
+    with pytest.raises(ValueError, match=r"erasing.*\(2, 4\)"):
+        augment.finish(crops, torch.zeros(2, 4, dtype=torch.int64), torch.tensor([0]))

@@ -73,7 +73,7 @@ def numbers(frames) -> list[int]:
 def frame_by_frame(frames, size, generator):
     """Leaves the pictures as they are, but for a brightness that the generator draws."""
     assert size == SIZE
-    return frames.float() + 4 * torch.rand((), generator=generator)
+    return {"pixel_values_videos": frames.float() + 4 * torch.rand((), generator=generator)}
 
 
 def requests(indices, epoch=0, frames=4):

@@ -363,7 +363,8 @@ def test_unknown_validation_labels_are_named_before_training(data, tmp_path):
         main(flags(data, tmp_path / "out", validation_data=tmp_path / "val.csv"))
 
 
-def test_steps_without_a_finite_gradient_are_left_out_and_counted(data, tmp_path, monkeypatch):
+def break_one_step(monkeypatch, step):
+    """Makes the loss of the run's step, counted from 1, no number: at the last of its three budgets."""
     from training.objectives import FluxObjective
 
     plain, calls = FluxObjective.classification_loss, []
@@ -371,9 +372,76 @@ def test_steps_without_a_finite_gradient_are_left_out_and_counted(data, tmp_path
     def broken(self, logits, targets):
         calls.append(None)
         loss = plain(self, logits, targets)
-        return loss * float("nan") if len(calls) == 4 else loss  # in the second step
+        return loss * float("nan") if len(calls) == 3 * step else loss
 
     monkeypatch.setattr(FluxObjective, "classification_loss", broken)
+
+
+def test_steps_without_a_finite_gradient_are_left_out_and_counted(data, tmp_path, monkeypatch):
+    break_one_step(monkeypatch, 2)
     results = main(flags(data, tmp_path / "out", max_train_steps=3))
     assert results["skipped_steps"] == 1
     assert all(value.isfinite().all() for value in weights(tmp_path / "out").values())
+
+
+def test_an_optimizer_that_leaves_out_steps_itself_does_what_the_host_does(data, tmp_path, monkeypatch):
+    """As on a GPU, where the host learns of a step a step later: weights, average, counters and checkpoints agree."""
+    from training.engine import loop, prepare
+
+    build = prepare.build_optimizer
+    monkeypatch.setattr(prepare, "build_optimizer", lambda *args: build(*args[:3], fused=True))
+    words = flags(data, tmp_path / "late", checkpointing_steps=2, ema_decay=0.5)
+    with monkeypatch.context() as broken:
+        break_one_step(broken, 2)
+        late = main(words)
+    with monkeypatch.context() as broken:
+        break_one_step(broken, 2)
+        broken.setattr(loop, "leaves_out_steps", lambda optimizer: False)
+        atonce = main(flags(data, tmp_path / "at_once", checkpointing_steps=2, ema_decay=0.5))
+    assert late["skipped_steps"] == atonce["skipped_steps"] == 1
+    for step in (2, 4, 6):  # 2: saved right after the step that was left out
+        one, other = (
+            torch.load(tmp_path / name / f"checkpoint-{step}" / "training_state.pt", weights_only=True)
+            for name in ("late", "at_once")
+        )
+        assert one["progress"] == other["progress"] and one["progress"]["skipped_steps"] == 1
+        for part in ("objective", "ema"):
+            assert different(one[part], other[part]) == []
+        moments = (saved["optimizer"]["state"] for saved in (one, other))
+        assert all(different(mine, theirs) == [] for mine, theirs in zip(*(m.values() for m in moments), strict=True))
+    resumed = flags(data, tmp_path / "resumed", ema_decay=0.5)
+    main([*resumed, "--resume_from_checkpoint", str(tmp_path / "late" / "checkpoint-2")])
+    assert different(weights(tmp_path / "resumed"), weights(tmp_path / "late")) == []
+
+
+def test_steps_that_are_left_out_on_and_on_end_the_run(data, tmp_path, monkeypatch):
+    from training.engine import prepare
+    from training.objectives import FluxObjective
+
+    build, plain = prepare.build_optimizer, FluxObjective.classification_loss
+    monkeypatch.setattr(prepare, "build_optimizer", lambda *args: build(*args[:3], fused=True))
+    monkeypatch.setattr(FluxObjective, "classification_loss", lambda *args: plain(*args) * float("inf"))
+    monkeypatch.setattr("training.engine.loop.MAX_SKIPPED_IN_A_ROW", 3)
+    with pytest.raises(FloatingPointError, match="no finite gradient in 3 successive steps"):
+        main(flags(data, tmp_path / "out"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("more", [{}, {"augment_on_device": True}, {"ema_decay": 0.9, "max_grad_norm": 1.0}], ids=str)
+def test_no_step_waits_for_the_gpu(data, tmp_path, monkeypatch, more):
+    from training.engine import loop
+
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
+    plain = loop.training_step
+
+    def step(run, batch):
+        # the first ones make what they keep
+        torch.cuda.set_sync_debug_mode("error" if run.state.progress.step >= 2 else "default")
+        try:
+            return plain(run, batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(loop, "training_step", step)
+    main(flags(data, tmp_path / "out", augmentation="paper", mixup=0.8, cutmix=1.0, logging_steps=6, **more))

@@ -80,10 +80,9 @@ def test_moving_average_swaps_in_and_out(model):
         for parameter in model.parameters():
             parameter.add_(1.0)
     average.update()
-    average.swap()
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter, before[name] + 0.25)
-    average.swap()
+    with average.in_place():
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(parameter, before[name] + 0.25)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter, before[name] + 1.0)
 

@@ -104,10 +104,11 @@ def draw_erasing(config: AugmentConfig, size: tuple[int, int], rng: np.random.Ge
 class ClipAugment:
     """Augments clips as `config` says, every frame of a clip alike.
 
-    `augment(frames, size, generator)` does all of it on the CPU. The other way is to crop in the loader's workers
-    (`on_worker`) and to do the rest on the device for the whole batch (`on_batch`): uint8 crops are a quarter of the
-    bytes to move. RandAugment then sees the crop, not the frame: its statistics are the crop's, translations are parts
-    of the crop, and what lies beyond it is `fill`.
+    `augment(frames, size, generator)` does all of it on the CPU. A loader's workers stop at whole levels (`pictures`),
+    which are a quarter of the bytes to move, and the rest is done for the batch where it is trained on (`finish`): on
+    a CPU the values are the same. The other way is to crop alone in the workers (`on_worker`) and to do all else on
+    the device (`on_batch`). RandAugment then sees the crop, not the frame: its statistics are the crop's, translations
+    are parts of the crop, and what lies beyond it is `fill`.
 
     The result is a function of the frames and of the generator's state, which moves on.
     """
@@ -130,21 +131,54 @@ class ClipAugment:
         Raises:
             ValueError: frames of another type, shape or device, or a size that is not a whole number above 0.
         """
-        _check_clip(frames, size)
-        rng = numpy_generator(generator)
-        ops = draw_ops(self.config, self._policy, rng)
-        crop = self._crop(frames, ops, size, rng)
-        flip = rng.random() < self.config.hflip
-        values = self._normalize(crop.flip(2) if flip else crop)
-        box = draw_erasing(self.config, (size, size), rng)
+        pictures, box = self._pictures(frames, size, generator)
+        values = self._normalize(pictures)
         if box is not None:
             _erase(values, box, generator)
         return values
 
-    def on_worker(self, frames: Tensor, size: int, generator: torch.Generator) -> Tensor:
-        """The crop alone: (T, 3, H, W) uint8 to (T, 3, S, S) uint8. Arguments and errors as of the call."""
+    def pictures(self, frames: Tensor, size: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """All but normalisation and erasing. Arguments and errors as of the call.
+
+        Returns:
+            `pixel_values_videos` (T, 3, S, S) uint8, and `erasing` (4,) int64: top, left, rows and columns of the box
+            to erase, no rows and columns for none.
+        """
+        pictures, box = self._pictures(frames, size, generator)
+        numbers = (0, 0, 0, 0) if box is None else (box.top, box.left, box.height, box.width)
+        return {"pixel_values_videos": pictures.contiguous(), "erasing": torch.tensor(numbers)}
+
+    def finish(self, videos: Tensor, erasing: Tensor, seeds: Tensor) -> Tensor:
+        """Normalisation and erasing of a batch of what `pictures` made; waits for no device.
+
+        Args:
+            videos: (B, T, 3, S, S) uint8, on any device.
+            erasing: (B, 4) int64 on the CPU.
+            seeds: (B,) int64 on the CPU, of the generators that `pictures` began with. The noise is drawn on the
+                device of the videos: on a CPU what the call draws, elsewhere other numbers.
+
+        Returns:
+            (B, T, 3, S, S) float32 on the device of the videos.
+
+        Raises:
+            ValueError: videos, boxes or seeds of another type or shape.
+        """
+        _check_batch(videos, seeds)
+        if erasing.dtype != torch.int64 or erasing.shape != (len(videos), 4):
+            raise ValueError(f"erasing must be int64 ({len(videos)}, 4), got {erasing.dtype} {tuple(erasing.shape)}")
+        out = self._normalize(videos)
+        for values, box, seed in zip(out, erasing.tolist(), seeds.tolist(), strict=True):
+            if all(box[2:]):
+                generator = torch.Generator(videos.device).manual_seed(seed)
+                _first_draw(generator)  # `pictures` made it
+                _erase(values, Region(*box), generator)
+        return out
+
+    def on_worker(self, frames: Tensor, size: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """The crop alone, as `pixel_values_videos` (T, 3, S, S) uint8. Arguments and errors as of the call."""
         _check_clip(frames, size)
-        return self._crop(frames, [], size, numpy_generator(generator)).permute(0, 3, 1, 2).contiguous()
+        crop = self._crop(frames, [], size, numpy_generator(generator))
+        return {"pixel_values_videos": crop.permute(0, 3, 1, 2).contiguous()}
 
     def on_batch(self, videos: Tensor, seeds: Tensor) -> Tensor:
         """RandAugment, flip, normalisation and erasing of crops, each clip drawn from its own seed.
@@ -160,10 +194,7 @@ class ClipAugment:
         Raises:
             ValueError: videos or seeds of another type or shape.
         """
-        if videos.dtype != torch.uint8 or videos.ndim != 5 or videos.shape[2] != 3 or 0 in videos.shape:
-            raise ValueError(f"videos must be uint8 (B, T, 3, S, S), got {videos.dtype} {tuple(videos.shape)}")
-        if seeds.dtype != torch.int64 or seeds.shape != videos.shape[:1]:
-            raise ValueError(f"seeds must be int64 ({len(videos)},), got {seeds.dtype} {tuple(seeds.shape)}")
+        _check_batch(videos, seeds)
         size = tuple(videos.shape[-2:])
         out = torch.empty(videos.shape, dtype=torch.float32, device=videos.device)
         for video, values, seed in zip(videos, out, seeds.tolist(), strict=True):
@@ -171,11 +202,20 @@ class ClipAugment:
             ops = draw_ops(self.config, self._policy, rng)
             frames = apply_ops(video.permute(0, 2, 3, 1), ops, Region(0, 0, *size), self.config)
             flip = rng.random() < self.config.hflip
-            values.copy_(self._normalize(frames.flip(2) if flip else frames))
+            values.copy_(self._normalize((frames.flip(2) if flip else frames).permute(0, 3, 1, 2)))
             box = draw_erasing(self.config, size, rng)
             if box is not None:
                 _erase(values, box, torch.Generator(videos.device).manual_seed(int(rng.integers(2**63))))
         return out
+
+    def _pictures(self, frames: Tensor, size: int, generator: torch.Generator) -> tuple[Tensor, Region | None]:
+        """(T, 3, H, W) uint8 to (T, 3, S, S) uint8 and the box to erase in it: all that is drawn but the noise."""
+        _check_clip(frames, size)
+        rng = numpy_generator(generator)
+        ops = draw_ops(self.config, self._policy, rng)
+        crop = self._crop(frames, ops, size, rng)
+        flip = rng.random() < self.config.hflip
+        return (crop.flip(2) if flip else crop).permute(0, 3, 1, 2), draw_erasing(self.config, (size, size), rng)
 
     def _crop(self, frames: Tensor, ops: list[Op], size: int, rng: np.random.Generator) -> Tensor:
         """(T, 3, H, W) uint8 to (T, S, S, 3) uint8: `ops` and the crop."""
@@ -190,13 +230,11 @@ class ClipAugment:
         crop = F.interpolate(frames, size=(size, size), mode="bilinear", align_corners=False)
         return crop.permute(0, 2, 3, 1)
 
-    def _normalize(self, frames: Tensor) -> Tensor:
-        """(T, S, S, 3) uint8 to (T, 3, S, S) float32, contiguous."""
-        mean, std = (
-            torch.tensor(values, device=frames.device).view(3, 1, 1) for values in (self.config.mean, self.config.std)
-        )
-        values = frames.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-        return values.mul_(1 / (255 * std)).sub_(mean / std)
+    def _normalize(self, pictures: Tensor) -> Tensor:
+        """(..., 3, S, S) uint8 to float32 of the same shape, contiguous."""
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.config.mean, self.config.std))
+        factor, offset = (values.to(pictures.device, non_blocking=True) for values in (1 / (255 * std), mean / std))
+        return pictures.to(torch.float32, memory_format=torch.contiguous_format).mul_(factor).sub_(offset)
 
 
 _ON_BATCH = 0x6F6E  # keeps the draws of `on_batch` apart from others made from the same seed
@@ -216,9 +254,20 @@ def _check_clip(frames: Tensor, size: int) -> None:
         raise ValueError(f"frames must be on the CPU, got {frames.device}: `on_batch` works on any device")
 
 
+def _check_batch(videos: Tensor, seeds: Tensor) -> None:
+    if videos.dtype != torch.uint8 or videos.ndim != 5 or videos.shape[2] != 3 or 0 in videos.shape:
+        raise ValueError(f"videos must be uint8 (B, T, 3, S, S), got {videos.dtype} {tuple(videos.shape)}")
+    if seeds.dtype != torch.int64 or seeds.shape != videos.shape[:1]:
+        raise ValueError(f"seeds must be int64 ({len(videos)},), got {seeds.dtype} {tuple(seeds.shape)}")
+
+
 def numpy_generator(generator: torch.Generator) -> np.random.Generator:
     """NumPy's scalar draws are several times faster than torch's."""
-    return np.random.default_rng(int(torch.randint(2**63 - 1, (), generator=generator)))
+    return np.random.default_rng(int(_first_draw(generator)))
+
+
+def _first_draw(generator: torch.Generator) -> Tensor:
+    return torch.randint(2**63 - 1, (), generator=generator, device=generator.device)
 
 
 def _erase(values: Tensor, box: Region, generator: torch.Generator) -> None:

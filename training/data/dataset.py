@@ -22,7 +22,7 @@ from .sampling import ClipRequest, check_rule, pick_frames
 from .targets import TargetEncoder
 
 
-Augment = Callable[[Tensor, int, torch.Generator], Tensor]
+Augment = Callable[[Tensor, int, torch.Generator], dict[str, Tensor]]
 
 MAX_TRIES = 20  # clips tried for one place of a batch; nearly all of a set must be bad for so many to fail
 
@@ -94,7 +94,8 @@ class SampleMaker:
     """What by-index and streamed data sets make of the frames and targets they have read.
 
     Args:
-        augment: `(frames (T, 3, H, W) uint8, size, generator) -> (T, 3, size, size) float32`.
+        augment: `(frames (T, 3, H, W) uint8, size, generator) -> {"pixel_values_videos": (T, 3, size, size)}`, and what
+            else of a clip the training step needs. Batches wait in shared memory: best uint8.
         seed: With epoch, index and copy, decides everything random.
         num_sample: Augmented copies of each clip, which is decoded once (repeated augmentation).
 
@@ -119,9 +120,9 @@ class SampleMaker:
             int(np.random.default_rng([self.seed, request.epoch, request.index, copy, FOR_AUGMENT]).integers(2**63))
             for copy in range(self.num_sample)
         ]
-        videos = [self.augment(frames, request.size, torch.Generator().manual_seed(seed)) for seed in seeds]
+        copies = [self.augment(frames, request.size, torch.Generator().manual_seed(seed)) for seed in seeds]
         return {
-            "pixel_values_videos": torch.stack(videos),
+            **{name: torch.stack([copy[name] for copy in copies]) for name in copies[0]},
             **{name: torch.stack([target] * self.num_sample) for name, target in targets.items()},
             "seeds": torch.tensor(seeds),
             "failures": failures,
@@ -164,9 +165,9 @@ class ClipDataset(torch.utils.data.Dataset):
         """Reads the clip that `request` names.
 
         Returns:
-            `pixel_values_videos` (num_sample, T, 3, size, size) as `augment` gives them, the targets with num_sample
-            in front, `seeds` (num_sample,) int64 of the copies' generators, and `failures`, the (name, reason) of clips
-            that could not be read.
+            `pixel_values_videos` (num_sample, T, 3, size, size) and all else that `augment` gives, the targets with
+            num_sample in front, `seeds` (num_sample,) int64 of the copies' generators, and `failures`, the
+            (name, reason) of clips that could not be read.
 
         Raises:
             TooManyFailedClips: neither it nor any of those tried in its place can be read.

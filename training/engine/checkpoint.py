@@ -36,7 +36,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from flux_hf.checkpoint_files import publish, remove, write_json
 
-from .ema import ExponentialMovingAverage
+from .ema import ExponentialMovingAverage, full_precision
 
 
 logger = get_logger(__name__)
@@ -135,7 +135,9 @@ def collect(state: TrainingState) -> dict[str, Any]:
         weights = get_model_state_dict(state.objective, options=_FULL)
         optimizer = get_optimizer_state_dict(state.objective, state.optimizer, options=_FULL)
     else:
-        weights, optimizer = {n: full_tensor(p).float() for n, p in state.objective.state_dict().items()}, None
+        weights, optimizer = state.objective.state_dict(keep_vars=True), None
+        weights = {n: full_precision(w) if isinstance(w, nn.Parameter) else w for n, w in weights.items()}
+        weights = {n: full_tensor(w).float() for n, w in weights.items()}
     unsaved = tuple(f"{name}." for name in state.not_saved)
     return {
         "objective": {name: weight for name, weight in weights.items() if not name.startswith(unsaved)},

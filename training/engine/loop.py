@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from ..arguments import RunArguments
 from .checkpoint import TrainingState, find_checkpoint, load_checkpoint, mark_best, save_checkpoint
 from .log import Meter, rewind_log, write_log
+from .optim import PendingStep, leaves_out_steps, step_unless_infinite
 
 
 logger = get_logger(__name__)
@@ -77,7 +78,7 @@ class Task(Protocol):
 
 @dataclass
 class Run:
-    """What the chapters of a training run share; only `state` and the count of skipped steps change as it goes on."""
+    """What the chapters of a training run share; only `state` and what is known of skipped steps change on the way."""
 
     task: Task
     accelerator: Accelerator
@@ -90,6 +91,7 @@ class Run:
     accumulation: int = 1  # batches of an optimiser step
     max_grad_norm: float = math.inf
     skipped_in_a_row: int = 0
+    pending: PendingStep | None = None  # given to the device, not yet counted
 
     @property
     def output_dir(self) -> Path:
@@ -157,32 +159,58 @@ def training_step(run: Run, batch: Any) -> Tensor:
 def optimizer_step(run: Run) -> None:
     """Clips and steps; leaves out a step whose gradient is not finite (the same on every process), and counts it.
 
+    To look whether it is finite, the host waits until the device has done all that it was given, which then waits for
+    the host. An optimiser that looks itself (`leaves_out_steps`) is not waited for: what became of its step is settled
+    when the next one is due, or before anything else asks.
+
     Raises:
         FloatingPointError: too many such steps in a row, or one that DeepSpeed has already applied.
     """
+    settle(run)
     progress, accelerator = run.state.progress, run.accelerator
     norm = accelerator.clip_grad_norm_(run.wrapped.parameters(), run.max_grad_norm)
-    # DeepSpeed's norm is -1 where it is not finite; float16's scaler looks for itself
-    finite = norm is None or accelerator.scaler is not None or 0 <= float(norm) < math.inf
-    taken = run.state.engine is not None  # by DeepSpeed in the backward pass, unless it left the step out itself
-    if finite or taken:
-        run.optimizer.step()
-        if taken and not finite and not run.optimizer.step_was_skipped:
-            raise FloatingPointError(f"step {progress.step}: DeepSpeed took it, its gradient is not finite: go back")
-        finite = not run.optimizer.step_was_skipped
-    if finite:
-        run.skipped_in_a_row = 0
+    if run.state.engine is None and accelerator.scaler is None and leaves_out_steps(run.state.optimizer):
+        run.pending = step_unless_infinite(run.state.optimizer, norm, progress.step)
     else:
-        progress.skipped_steps += 1
-        run.skipped_in_a_row += 1
-        logger.warning(f"step {progress.step}: the gradient is not finite, the step is left out")
-        if run.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise FloatingPointError(f"no finite gradient in {MAX_SKIPPED_IN_A_ROW} successive steps")
+        # DeepSpeed's norm is -1 where it is not finite; float16's scaler looks for itself
+        finite = norm is None or accelerator.scaler is not None or 0 <= float(norm) < math.inf
+        taken = run.state.engine is not None  # by DeepSpeed in the backward pass, unless it left the step out itself
+        if finite or taken:
+            run.optimizer.step()
+            if taken and not finite and not run.optimizer.step_was_skipped:
+                raise FloatingPointError(
+                    f"step {progress.step}: DeepSpeed took it, its gradient is not finite: go back"
+                )
+            finite = not run.optimizer.step_was_skipped
+        count_step(run, progress.step, finite)
     run.state.scheduler.step()
     run.optimizer.zero_grad()
-    if run.state.ema is not None and finite:
-        run.state.ema.update()
     progress.step += 1
+
+
+def settle(run: Run) -> None:
+    """Counts the step that the device may still be at; waits for it. Raises FloatingPointError as `count_step`."""
+    pending, run.pending = run.pending, None
+    if pending is not None:
+        count_step(run, pending.step, pending.was_finite())
+
+
+def count_step(run: Run, step: int, finite: bool) -> None:
+    """Counts a step that was left out, or takes one that was not into the average.
+
+    Raises:
+        FloatingPointError: too many were left out in a row.
+    """
+    if finite:
+        run.skipped_in_a_row = 0
+        if run.state.ema is not None:
+            run.state.ema.update()
+        return
+    run.state.progress.skipped_steps += 1
+    run.skipped_in_a_row += 1
+    logger.warning(f"step {step}: the gradient is not finite, the step is left out")
+    if run.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+        raise FloatingPointError(f"no finite gradient in {MAX_SKIPPED_IN_A_ROW} successive steps")
 
 
 def is_due(when: str, step: int, end_of_epoch: bool) -> bool:
@@ -195,11 +223,15 @@ def between_steps(run: Run, end_of_epoch: bool) -> None:
     progress, settings = run.state.progress, run.settings
     last = progress.step == run.total_steps
     metrics: dict[str, float] = {}
-    if last or is_due(settings.eval_steps, progress.step, end_of_epoch):
+    save = last or is_due(settings.checkpointing_steps, progress.step, end_of_epoch)
+    look = last or is_due(settings.eval_steps, progress.step, end_of_epoch)
+    if save or look:
+        settle(run)
+    if look:
         metrics = evaluate(run)
     best = metrics.get(run.task.metric)
     better = best is not None and (progress.best_metric is None or best > progress.best_metric)
-    if not (last or better or is_due(settings.checkpointing_steps, progress.step, end_of_epoch)):
+    if not (save or better):
         return
     if better:
         progress.best_metric = best

@@ -1,14 +1,18 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
-"""Layer-wise learning rates, cosine schedule with warm-up, and freezing; a model answers which layer is which.
+"""Layer-wise learning rates, cosine schedule with warm-up, freezing, and steps that an optimiser leaves out itself.
+
+A model answers which layer is which.
 
 Source of rules and figures: the official fine-tuning code and the paper's Table 15.
 """
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from flux_hf.protocol import VideoTokenClassifier
@@ -104,3 +108,54 @@ def freeze_layers(model: VideoTokenClassifier, num_layers: int) -> None:
 
 def count_parameters(parameters: Iterable[Tensor]) -> int:
     return sum(parameter.numel() for parameter in parameters)
+
+
+@dataclass
+class PendingStep:
+    """A step that the device was given, and what it will have found by the time it is done.
+
+    Args:
+        step: Its number.
+        infinite: On the CPU, once `found`: 1 if a gradient was not finite, and the step was left out.
+        found: None where nothing has to be waited for.
+    """
+
+    step: int
+    infinite: Tensor
+    found: torch.cuda.Event | None
+
+    def was_finite(self) -> bool:
+        """Waits for the device, if it is not that far."""
+        if self.found is not None:
+            self.found.synchronize()
+        return not self.infinite.item()
+
+
+def leaves_out_steps(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimiser's kernels look at `found_inf` themselves: those of torch's fused ones do."""
+    return all(group.get("fused") for group in optimizer.param_groups)
+
+
+def step_unless_infinite(optimizer: torch.optim.Optimizer, norm: Tensor, step: int) -> PendingStep:
+    """Gives the device a step of an optimiser that `leaves_out_steps`, which it takes if `norm` is finite.
+
+    A step left out changes nothing: neither weights nor moments nor the count that corrects their bias. Nothing is
+    waited for.
+
+    Args:
+        optimizer: As made, no wrapper around it.
+        norm: Scalar, of all gradients, on the device.
+        step: Its number.
+    """
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    infinite = (~norm.isfinite()).float()
+    optimizer.found_inf = infinite  # as `torch.amp.GradScaler` tells it
+    optimizer.step()
+    del optimizer.found_inf
+    found = None
+    host = infinite.to("cpu", non_blocking=True)
+    if infinite.is_cuda:
+        found = torch.cuda.Event()
+        found.record()
+    return PendingStep(step, host, found)

@@ -139,7 +139,7 @@ def build_run(
     rates = learning_rates(optimization, clips_a_step, num_sample)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         _tell_deepspeed(accelerator, optimization, num_sample)
-    plain_optimizer = build_optimizer(objective.model, optimization, rates[0])
+    plain_optimizer = build_optimizer(objective.model, optimization, rates[0], wants_fused(accelerator))
     wrapped, optimizer = accelerator.prepare(objective, plain_optimizer)
     known = {
         "clips_a_step": clips_a_step,
@@ -182,15 +182,25 @@ def build_average(objective: nn.Module, decay: float | None, total_steps: int) -
     return ExponentialMovingAverage(objective, decay)
 
 
+def wants_fused(accelerator: Accelerator) -> bool:
+    """Whether the optimiser is to be torch's fused one, which leaves out steps itself: on a GPU.
+
+    Not where others leave them out: DeepSpeed, and float16's scaler, which does not say that a fused one did.
+    """
+    others = accelerator.distributed_type == DistributedType.DEEPSPEED or accelerator.scaler is not None
+    return accelerator.device.type == "cuda" and not others
+
+
 def build_optimizer(
-    model: VideoTokenClassifier, optimization: OptimizationArguments, learning_rate: float
+    model: VideoTokenClassifier, optimization: OptimizationArguments, learning_rate: float, fused: bool = False
 ) -> torch.optim.AdamW:
-    """AdamW with layer-wise rates below `learning_rate`."""
+    """AdamW with layer-wise rates below `learning_rate`, in one kernel a group if `fused`."""
     return torch.optim.AdamW(
         parameter_groups(model, learning_rate, optimization.weight_decay, optimization.layer_decay),
         lr=learning_rate,
         betas=(optimization.adam_beta1, optimization.adam_beta2),
         eps=optimization.adam_epsilon,
+        fused=fused or None,  # False would forbid torch's other fast way too
     )
 
 
@@ -212,7 +222,10 @@ def build_schedule(
 
 
 def _tell_deepspeed(accelerator: Accelerator, optimization: OptimizationArguments, num_sample: int) -> None:
-    accelerator.state.deepspeed_plugin.deepspeed_config.update(
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin.zero_stage == 3:
+        raise ValueError("ZeRO stage 3 shards the weights, which checkpoints take whole: use ZeRO 1 or 2, or FSDP2")
+    plugin.deepspeed_config.update(
         train_micro_batch_size_per_gpu=optimization.per_device_train_batch_size * num_sample,
         gradient_accumulation_steps=optimization.gradient_accumulation_steps,
         gradient_clipping=optimization.max_grad_norm or 0.0,
