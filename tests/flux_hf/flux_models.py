@@ -19,8 +19,9 @@ from flux_hf import FluxForVideoClassification
 
 NAMES = ("videomae", "vivit", "vjepa2")
 LABELS = {index: f"class {index}" for index in range(5)}
+LABEL_NAMES = {"id2label": LABELS, "label2id": {label: index for index, label in LABELS.items()}}
 # 4x4x4 patches; a head is 16 wide, for flex_attention on the CPU wants a power of two.
-SIZES = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "id2label": LABELS}
+SIZES = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, **LABEL_NAMES}
 NUM_TOKENS = 64
 
 
@@ -71,9 +72,12 @@ def library_model(name: str, attention: str = "sdpa", **overrides) -> PreTrained
     return with_random_weights(model)
 
 
-def flux_model(name: str, token_budgets=(64, 32, 16), attention: str = "sdpa", **options) -> FluxForVideoClassification:
+def flux_model(
+    name: str, token_budgets=(64, 32, 16), attention: str = "sdpa", num_hidden_layers: int = 3, **options
+) -> FluxForVideoClassification:
     """Flux around `library_model(name)`; separate heads are each drawn anew."""
-    model = FluxForVideoClassification.from_backbone(library_model(name, attention), token_budgets, **options)
+    library = library_model(name, attention, num_hidden_layers=num_hidden_layers)
+    model = FluxForVideoClassification.from_backbone(library, token_budgets, **options)
     if model.config.separate_heads:
         for index, module in enumerate(model.heads()):
             with_random_weights(module, seed=index + 1)

@@ -18,8 +18,6 @@ from transformers import (
     TimesformerConfig,
     TimesformerForVideoClassification,
     VideoMAEConfig,
-    VideoMAEModel,
-    ViTConfig,
     VivitConfig,
 )
 
@@ -366,7 +364,6 @@ def test_patches_must_be_square():
         ({"token_budgets": [16, 32]}, r"token_budgets.*got \[16, 32\]"),
         ({"token_budgets": [32, 32]}, r"token_budgets.*got \[32, 32\]"),
         ({"token_budgets": [32, 0]}, r"token_budgets.*got \[32, 0\]"),
-        ({"token_budgets": [32.0]}, r"token_budgets.*got \[32\.0\]"),
         ({"token_budget": 0}, "token_budget must be.*got 0"),
         ({"token_selection": "best"}, "token_selection.*got 'best'"),
         ({"num_token_groups": 0}, "num_token_groups.*got 0"),
@@ -396,7 +393,7 @@ def test_a_config_says_what_its_encoder_is(name, tmp_path):
     config.save_pretrained(tmp_path)
     again = AutoConfig.from_pretrained(tmp_path)
     assert type(again) is FluxConfig and type(again.backbone_config) is type(config.backbone_config)
-    assert again.to_dict() == config.to_dict() and again.token_plan == {20: [4, 48]}
+    assert again.to_diff_dict() == config.to_diff_dict() and again.token_plan == {20: [4, 48]}
     as_dict = FluxConfig(**config.to_dict())
     assert as_dict.backbone_config.to_dict() == config.backbone_config.to_dict()
 
@@ -614,33 +611,42 @@ def test_hidden_states_and_attentions(name):
     assert [tuple(weights.shape) for weights in pooling] == ([(2, 4, 1, 20)] if name == "vjepa2" else [])
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "flex_attention"])
+@pytest.mark.parametrize("name", ["videomae", "vivit"])  # the library's V-JEPA 2 does not know it
+@torch.no_grad()
+def test_flex_attention_agrees(name):
+    model = flux_model(name, attention="eager", num_hidden_layers=1)
+    expected = model(clip(), token_budget=30).logits
+    model.set_attn_implementation("flex_attention")
+    assert model.flux.backbone.config._attn_implementation == "flex_attention"
+    torch.testing.assert_close(model(clip(), token_budget=30).logits, expected, atol=1e-5, rtol=1e-5)
+
+
 @ANY_NAME
 @torch.no_grad()
-def test_attention_implementations_agree(name, implementation):
-    if name == "vjepa2" and implementation == "flex_attention":
-        pytest.skip("the library's V-JEPA 2 does not support flex_attention")
-    expected = flux_model(name, attention="eager")(clip(), token_budget=30)
+def test_attention_may_be_changed(name):
+    expected = flux_model(name, attention="eager")(clip(), token_budget=30, output_attentions=True)
+    assert len(expected.attentions) == 3
     model = flux_model(name, attention="eager")
-    model.set_attn_implementation(implementation)
-    assert model.flux.backbone.config._attn_implementation == implementation
-    outputs = model(clip(), token_budget=30)
-    torch.testing.assert_close(outputs.logits, expected.logits, atol=1e-5, rtol=1e-5)
+    model.set_attn_implementation("sdpa")
+    assert model.flux.backbone.config._attn_implementation == "sdpa"
+    for module in model.modules():
+        assert getattr(getattr(module, "config", None), "_attn_implementation", "sdpa") == "sdpa"
+    torch.testing.assert_close(model(clip(), token_budget=30).logits, expected.logits, atol=1e-5, rtol=1e-5)
 
 
 @ANY_NAME
 @torch.no_grad()
 def test_compile_fullgraph_equals_eager_and_does_not_recompile_per_batch(name):
     torch._dynamo.reset()
-    model, backend = flux_model(name), CompileCounterWithBackend("aot_eager")
+    model, backend = flux_model(name, num_hidden_layers=1), CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, fullgraph=True, backend=backend)
-    for seed, batch in enumerate((2, 2, 3, 5, 4)):
+    for seed, batch in enumerate((2, 2, 3, 5)):
         video = clip(batch, 8, 3, 32, 32, seed=seed)
         outputs, expected = compiled(video, token_budget=20), model(video, token_budget=20)
         assert torch.equal(outputs.keep_indices, expected.keep_indices)
         torch.testing.assert_close(outputs.logits, expected.logits, atol=1e-5, rtol=1e-5)
     assert backend.frame_count <= 2
-    for budget in (1, 33, 64):
+    for budget in (33, 64):
         outputs = compiled(video, token_budget=budget)
         torch.testing.assert_close(outputs.logits, model(video, token_budget=budget).logits, atol=1e-5, rtol=1e-5)
 
@@ -659,7 +665,7 @@ def test_compiled_layers_have_one_graph(name):
 @ANY_NAME
 @torch.no_grad()
 def test_export_with_dynamic_batch_equals_eager(name):
-    model = flux_model(name, token_budget=20)
+    model = flux_model(name, token_budget=20, num_hidden_layers=1)
     dynamic = {"pixel_values_videos": {0: torch.export.Dim("batch", min=2, max=64)}}
     program = torch.export.export(model, (), {"pixel_values_videos": clip()}, dynamic_shapes=dynamic)
     for batch in (2, 5):
@@ -869,9 +875,8 @@ def test_lora_updates_the_layers_maps_and_merges(name):
 
 def test_lora_of_the_bare_model_has_the_same_targets():
     model = flux_model("vjepa2")
-    assert [f"flux.{key}" for key in model.flux.lora_targets()] == model.lora_targets() or (
-        model.flux.lora_targets() == model.lora_targets()
-    )
+    assert model.flux.lora_targets() == model.lora_targets()
+    assert all(isinstance(model.flux.get_submodule(name), torch.nn.Linear) for name in model.lora_targets())
 
 
 @ANY_NAME
@@ -891,4 +896,3 @@ def test_initial_weights_are_the_librarys():
     assert abs(model.flux.backbone.encoder.layer[0].mlp.fc1.weight.std() - 0.1) < 0.01
     embeddings = model.flux.get_input_embeddings()
     assert abs(embeddings.weight.std() - 0.1) < 0.01 and embeddings.bias.abs().max() == 0
-    assert isinstance(FluxForVideoClassification(FluxConfig(backbone_config=ViTConfig.__new__(VideoMAEConfig).__class__())).flux.backbone, VideoMAEModel)
