@@ -113,10 +113,6 @@ class FluxBackbone:
         """What is added to the patches of a grid (frames, rows, columns): (1, N, D) as `like` in dtype and device."""
         raise NotImplementedError
 
-    def class_token(self, model: nn.Module, batch: int, like: Tensor) -> Tensor:
-        """(B, n, D), with its position."""
-        return like.new_zeros(batch, 0, self.config.hidden_size)
-
     def whole_tubelets(self, pixel_values_videos: Tensor) -> Tensor:
         """The clip as the encoder takes it."""
         return pixel_values_videos
@@ -128,7 +124,7 @@ class FluxBackbone:
         rows, columns = (side // native_clip(self.config).patch_size for side in pixel_values_videos.shape[-2:])
         grid = (patches.shape[1], rows, columns)
         like = patches.new_empty(0, dtype=like.dtype)
-        class_token = self.class_token(model, patches.shape[0], like)
+        class_token = like.new_zeros(patches.shape[0], 0, self.config.hidden_size)
         return patches, FluxGrid(*grid, class_token, self.positions(model, grid, like))
 
     def place(
