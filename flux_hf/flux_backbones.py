@@ -88,6 +88,8 @@ class FluxBackbone:
     classifier_class: ClassVar[type[PreTrainedModel]]
     # Which of the classifier's weights are the pooler's: prefix there -> prefix in the pooler.
     pooler_prefixes: ClassVar[dict[str, str]] = {}
+    # Names of older checkpoints that not every version of the library knows, as `key_mapping` of `from_pretrained`.
+    old_names: ClassVar[dict[str, str]] = {}
     num_class_tokens: ClassVar[int] = 0
     # The linear maps of a layer that get low-rank updates.
     lora_targets: ClassVar[tuple[str, ...]]

@@ -20,6 +20,9 @@ class FluxVideoMAE(FluxBackbone):
     model_class = VideoMAEModel
     classifier_class = VideoMAEForVideoClassification
     pooler_prefixes = {"fc_norm.": "norm."}
+    old_names = {
+        rf"attention\.attention\.{name[0]}_bias": f"attention.attention.{name}.bias" for name in ("query", "value")
+    }
     lora_targets = (
         *(f"attention.attention.{name}" for name in ("query", "key", "value")),
         "attention.output.dense",

@@ -419,6 +419,8 @@ def _library_model(source: str | os.PathLike, options: dict[str, Any]) -> PreTra
     check_backbone_type(config.model_type)
     backbone = BACKBONES[config.model_type]
     classifies = backbone.classifier_class.__name__ in (config.architectures or [])
+    if backbone.old_names:
+        options = {"key_mapping": backbone.old_names, **options}
     return (backbone.classifier_class if classifies else backbone.model_class).from_pretrained(source, **options)
 
 

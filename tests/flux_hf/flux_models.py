@@ -38,7 +38,12 @@ def vivit_config(**overrides) -> VivitConfig:
 
 def vjepa2_config(**overrides) -> VJEPA2Config:
     sizes = {"frames_per_clip": 8, "tubelet_size": 2, "crop_size": 32, "patch_size": 8, "mlp_ratio": 1.5}
-    pooler = {"num_pooler_layers": 2, "pred_hidden_size": 32, "pred_num_attention_heads": 2, "pred_num_hidden_layers": 1}
+    pooler = {
+        "num_pooler_layers": 2,
+        "pred_hidden_size": 32,
+        "pred_num_attention_heads": 2,
+        "pred_num_hidden_layers": 1,
+    }
     return VJEPA2Config(**{**SIZES, **sizes, **pooler, **overrides})
 
 
@@ -52,7 +57,7 @@ CLASSIFIERS = {
 
 @torch.no_grad()
 def with_random_weights(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Every parameter drawn anew: matrices to keep lengths, norms around 1, all others (biases, tokens, tables) wide."""
+    """Every parameter drawn anew: matrices to keep lengths, norms around 1, biases, tokens and tables wide."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         drawn = torch.randn(parameter.shape, generator=generator)

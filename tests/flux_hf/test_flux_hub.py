@@ -161,7 +161,9 @@ def test_shards_and_half_precision(checkpoints, name, tmp_path, video):
     model = FluxForVideoClassification.from_pretrained(checkpoints[name])
     model.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
-    assert_same(all_logits(FluxForVideoClassification.from_pretrained(tmp_path / "shards"), video), all_logits(model, video))
+    assert_same(
+        all_logits(FluxForVideoClassification.from_pretrained(tmp_path / "shards"), video), all_logits(model, video)
+    )
     model.bfloat16().save_pretrained(tmp_path / "half")
     half = FluxForVideoClassification.from_pretrained(tmp_path / "half")
     assert half.dtype == torch.bfloat16
@@ -201,7 +203,9 @@ def test_a_stranger_saves_it_anew_pushes_it_and_another_loads_it_by_id(checkpoin
             assert set(contents) == files | set(SOURCE_FILES)
             assert contents["model.safetensors"] == (folder / "model.safetensors").read_bytes()
         stranger = {**environment, "HF_HOME": str(tmp_path / "stranger")}
-        check(run(STRANGER, tmp_path / "clip.pt", tmp_path / "third", *[f"tester/{name}" for name in NAMES], **stranger))
+        check(
+            run(STRANGER, tmp_path / "clip.pt", tmp_path / "third", *[f"tester/{name}" for name in NAMES], **stranger)
+        )
 
 
 # The library's folders ------------------------------------------------------------------------------------------------

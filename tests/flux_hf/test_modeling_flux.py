@@ -158,7 +158,8 @@ def test_positions_at_other_grids(name):
 
 
 @pytest.mark.parametrize(
-    ("frames", "height", "width"), [(2, 32, 32), (6, 24, 32), (10, 32, 16), (2, 8, 8), (4, 8, 40), (8, 32, 32), (14, 48, 40)]
+    ("frames", "height", "width"),
+    [(2, 32, 32), (6, 24, 32), (10, 32, 16), (2, 8, 8), (4, 8, 40), (8, 32, 32), (14, 48, 40)],
 )
 @pytest.mark.parametrize("batch", [1, 2])
 @ANY_NAME
@@ -172,7 +173,7 @@ def test_any_clip(name, frames, height, width, batch):
     assert outputs.last_hidden_state.shape == (batch, classes + kept, 64)
     assert outputs.pooler_output.shape == (batch, 64) and outputs.logits.shape == (batch, 5)
     assert outputs.keep_indices.shape == (batch, kept)
-    assert bool((outputs.keep_indices.diff(dim=1) > 0).all()) and 0 <= int(outputs.keep_indices.min())
+    assert bool((outputs.keep_indices.diff(dim=1) > 0).all()) and int(outputs.keep_indices.min()) >= 0
     assert int(outputs.keep_indices.max()) < patches
     assert bool(torch.isfinite(outputs.logits).all())
 
@@ -572,7 +573,9 @@ def test_the_librarys_gradients(name):
     gradients = {key: parameter.grad for key, parameter in flux.named_parameters()}
     assert gradients.keys() == wanted.keys()
     for key, gradient in gradients.items():
-        torch.testing.assert_close(gradient, wanted[key], atol=2e-5, rtol=1e-4, msg=lambda text, key=key: f"{key} {text}")
+        torch.testing.assert_close(
+            gradient, wanted[key], atol=2e-5, rtol=1e-4, msg=lambda text, key=key: f"{key} {text}"
+        )
 
 
 @pytest.mark.parametrize(
@@ -734,7 +737,9 @@ def test_videomaes_tables_are_kept_for_few_grids():
 # What the model says of itself ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("frames", "side", "budget"), [(8, 32, 64), (8, 32, 20), (12, 48, 51), (2, 16, 1), (8, 32, 999)])
+@pytest.mark.parametrize(
+    ("frames", "side", "budget"), [(8, 32, 64), (8, 32, 20), (12, 48, 51), (2, 16, 1), (8, 32, 999)]
+)
 @ANY_NAME
 def test_flops_are_half_of_what_torch_counts_in_a_forward_pass(name, frames, side, budget):
     model = flux_model(name, attention="eager").requires_grad_(False)  # of SDPA on the CPU torch counts nothing
@@ -786,12 +791,18 @@ DEPTHS = {
     "videomae": (
         ("flux.backbone.embeddings.", 0),
         *((f"flux.backbone.encoder.layer.{n}.", n + 1) for n in range(3)),
-        *((prefix, 4) for prefix in ("flux.poolers.", "classifiers.", "alignment_decoders.", "flux.backbone.layernorm.")),
+        *(
+            (prefix, 4)
+            for prefix in ("flux.poolers.", "classifiers.", "alignment_decoders.", "flux.backbone.layernorm.")
+        ),
     ),
     "vivit": (
         ("flux.backbone.embeddings.", 0),
         *((f"flux.backbone.layers.{n}.", n + 1) for n in range(3)),
-        *((prefix, 4) for prefix in ("flux.backbone.layernorm.", "flux.poolers.", "classifiers.", "alignment_decoders.")),
+        *(
+            (prefix, 4)
+            for prefix in ("flux.backbone.layernorm.", "flux.poolers.", "classifiers.", "alignment_decoders.")
+        ),
     ),
     "vjepa2": (
         ("flux.backbone.encoder.embeddings.", 0),

@@ -87,9 +87,7 @@ class FluxModelTests(ModelTesterMixin):
         outputs = FluxForVideoClassification(config).to(torch_device).eval()(pixel_values_videos, labels=labels)
         tester = self.model_tester
         self.assertEqual(outputs.keep_indices.shape, (tester.batch_size, tester.token_budget))
-        self.assertEqual(
-            outputs.last_hidden_state.shape, (tester.batch_size, tester.seq_length, tester.hidden_size)
-        )
+        self.assertEqual(outputs.last_hidden_state.shape, (tester.batch_size, tester.seq_length, tester.hidden_size))
         self.assertEqual(outputs.logits.shape, (tester.batch_size, tester.num_labels))
         self.assertTrue(torch.isfinite(outputs.loss))
 
@@ -100,8 +98,15 @@ class FluxVideoMAETest(FluxModelTests, unittest.TestCase):
     @staticmethod
     def backbone_config(**sizes) -> VideoMAEConfig:
         return VideoMAEConfig(
-            **sizes, intermediate_size=48, num_frames=8, image_size=32, patch_size=8, decoder_hidden_size=16,
-            decoder_num_hidden_layers=1, decoder_num_attention_heads=2, decoder_intermediate_size=24,
+            **sizes,
+            intermediate_size=48,
+            num_frames=8,
+            image_size=32,
+            patch_size=8,
+            decoder_hidden_size=16,
+            decoder_num_hidden_layers=1,
+            decoder_num_attention_heads=2,
+            decoder_intermediate_size=24,
         )
 
 
@@ -120,8 +125,15 @@ class FluxVJEPA2Test(FluxModelTests, unittest.TestCase):
     @staticmethod
     def backbone_config(**sizes) -> VJEPA2Config:
         return VJEPA2Config(
-            **sizes, mlp_ratio=1.5, frames_per_clip=8, crop_size=32, patch_size=8, num_pooler_layers=1,
-            pred_hidden_size=16, pred_num_attention_heads=2, pred_num_hidden_layers=1,
+            **sizes,
+            mlp_ratio=1.5,
+            frames_per_clip=8,
+            crop_size=32,
+            patch_size=8,
+            num_pooler_layers=1,
+            pred_hidden_size=16,
+            pred_num_attention_heads=2,
+            pred_num_hidden_layers=1,
         )
 
 
