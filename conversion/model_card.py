@@ -20,10 +20,11 @@ from typing import Any
 import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from conversion.report import read_object
 from conversion.saving import REPORT_NAME
-from flux_hf import FluxViTConfig, FluxViTForVideoClassification
+from flux_hf.loading import CLASSIFIERS, ENCODERS
 
 
 CARD_NAME = "README.md"
@@ -49,6 +50,8 @@ The classes are those of the training data: a video of anything else gets one of
 where the picture moves, so what distinguishes two classes without moving may not be seen at small budgets, and heads
 were trained at the budgets named above: another budget uses the head of the nearest. Nobody has examined the model for
 bias between groups of people, and it is not meant for decisions about persons."""
+# How a card's first sentence begins.
+KINDS = {"fluxvit": "FluxViT samples", "flux_video": "Flux around {0.backbone_config.model_type} samples"}
 CITATION = """\
 ```bibtex
 @inproceedings{wang2025flexible,
@@ -133,7 +136,7 @@ def license_fields(checkpoint: Path, facts: CardFacts) -> dict[str, Any]:
     return given
 
 
-def read_metrics(path: str | os.PathLike, model: FluxViTForVideoClassification) -> dict[str, Any]:
+def read_metrics(path: str | os.PathLike, model: PreTrainedModel) -> dict[str, Any]:
     """`metrics.json` of `training.evaluate`, measured on a model of this size.
 
     Raises:
@@ -182,7 +185,7 @@ def eval_results(metrics: dict[str, Any], facts: CardFacts) -> list[EvalResult]:
     return results
 
 
-def make_card(checkpoint: Path, config: FluxViTConfig, facts: CardFacts) -> ModelCard:
+def make_card(checkpoint: Path, config: PreTrainedConfig, facts: CardFacts) -> ModelCard:
     """The card of a checkpoint folder.
 
     Raises:
@@ -190,7 +193,7 @@ def make_card(checkpoint: Path, config: FluxViTConfig, facts: CardFacts) -> Mode
     """
     classifies = is_classifier(config)
     with torch.device("meta"):
-        model = FluxViTForVideoClassification(config)  # what counts the operations
+        model = CLASSIFIERS[config.model_type](config)  # what counts the operations
     if facts.metrics is not None and not classifies:
         raise ValueError("--metrics are accuracies, and the checkpoint has no classifier")
     metrics = None if facts.metrics is None else read_metrics(facts.metrics, model)
@@ -200,7 +203,7 @@ def make_card(checkpoint: Path, config: FluxViTConfig, facts: CardFacts) -> Mode
         **license_fields(checkpoint, facts),
         library_name="transformers",
         pipeline_tag="video-classification" if classifies else "feature-extraction",
-        tags=["fluxvit", "video", "token-selection", "custom_code", "arxiv:2503.14237"],
+        tags=[config.model_type, "video", "token-selection", "custom_code", "arxiv:2503.14237"],
         datasets=facts.datasets or None,
         base_model=facts.base_model,
         metrics=metric_types or None,
@@ -220,26 +223,27 @@ def make_card(checkpoint: Path, config: FluxViTConfig, facts: CardFacts) -> Mode
     return parse_card(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n", "the card")
 
 
-def is_classifier(config: FluxViTConfig) -> bool:
+def is_classifier(config: PreTrainedConfig) -> bool:
     """Whether a saved checkpoint has classifiers. Raises ValueError where its class is none of ours."""
     names = config.architectures or []
-    if names not in (["FluxViTForVideoClassification"], ["FluxViTModel"]):
-        raise ValueError(f"config.json must name FluxViTForVideoClassification or FluxViTModel, got {names}")
-    return names == ["FluxViTForVideoClassification"]
+    classifier, encoder = (kind[config.model_type].__name__ for kind in (CLASSIFIERS, ENCODERS))
+    if names not in ([classifier], [encoder]):
+        raise ValueError(f"config.json must name {classifier} or {encoder}, got {names}")
+    return names == [classifier]
 
 
-def introduction(config: FluxViTConfig, facts: CardFacts, classifies: bool) -> str:
+def introduction(config: PreTrainedConfig, facts: CardFacts, classifies: bool) -> str:
     what = f"Classifies videos into {config.num_labels} classes" if classifies else "Extracts features of videos"
     return (
         f"# {facts.repo_id.split('/')[-1]}\n\n"
-        f"{what}. FluxViT samples a video densely and encodes only the `token_budget` most informative patches, so one "
-        f"checkpoint serves several compute budgets. {config.num_hidden_layers} layers of width {config.hidden_size}, "
-        f"trained budgets {', '.join(map(str, config.token_budgets))}. Method: *Make Your Training Flexible: Towards "
-        "Deployment-Efficient Video Models*, ICCV 2025, [arXiv 2503.14237](https://arxiv.org/abs/2503.14237)."
+        f"{what}. {KINDS[config.model_type].format(config)} a video densely and encodes only the `token_budget` most "
+        f"informative patches, so one checkpoint serves several compute budgets. {config.num_hidden_layers} layers of "
+        f"width {config.hidden_size}, trained budgets {', '.join(map(str, config.token_budgets))}. Method: *Make Your "
+        "Training Flexible: Towards Deployment-Efficient Video Models*, ICCV 2025, [arXiv 2503.14237](https://arxiv.org/abs/2503.14237)."
     )
 
 
-def budget_table(config: FluxViTConfig, model: FluxViTForVideoClassification, metrics: dict | None) -> str:
+def budget_table(config: PreTrainedConfig, model: PreTrainedModel, metrics: dict | None) -> str:
     """What each budget costs, and how well it does where that was measured."""
     if metrics is None:
         side = config.image_height_width[0]
@@ -268,11 +272,12 @@ def budget_table(config: FluxViTConfig, model: FluxViTForVideoClassification, me
     )
 
 
-def usage(config: FluxViTConfig, repo_id: str, classifies: bool) -> str:
+def usage(config: PreTrainedConfig, repo_id: str, classifies: bool) -> str:
     simple, auto_class = "", "AutoModel"
+    class_token = "" if config.model_type == "flux_video" and config.backbone_config.model_type != "vivit" else "1 + "
     results = (
         f"outputs.pooler_output  # (1, {config.projection_dim})\n"
-        f"outputs.last_hidden_state  # (1, 1 + tokens, {config.hidden_size})"
+        f"outputs.last_hidden_state  # (1, {class_token}tokens, {config.hidden_size})"
     )
     if classifies:
         auto_class, results = "AutoModelForVideoClassification", f"outputs.logits  # (1, {config.num_labels})"
@@ -366,7 +371,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_card_arguments(parser)
     options = parser.parse_args(arguments)
     try:
-        config = FluxViTConfig.from_pretrained(options.checkpoint)
+        config = AutoConfig.from_pretrained(options.checkpoint)
         print(make_card(options.checkpoint, config, card_facts(options, options.repo_id)), end="")
     except (ValueError, OSError) as error:
         print(f"no card: {error}", file=sys.stderr)

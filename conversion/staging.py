@@ -13,14 +13,16 @@ from pathlib import Path
 import torch
 from huggingface_hub import get_token
 from safetensors import SafetensorError
+from transformers import PreTrainedConfig
 
 from conversion.checkpoint_reader import model_files
 from conversion.convert_to_hf import check_values
 from conversion.model_card import CARD_NAME, MARK, CardFacts, is_classifier, make_card, parse_card
 from conversion.report import read_object
 from conversion.saving import REPORT_NAME
-from flux_hf import FluxViTConfig, FluxViTForVideoClassification, FluxViTModel, FluxViTVideoProcessor
-from flux_hf.checkpoint_files import AUTO_MAP, save_source_files
+from flux_hf import FluxViTVideoProcessor
+from flux_hf.checkpoint_files import AUTO_MAP, FLUX_AUTO_MAP, save_source_files
+from flux_hf.loading import CLASSIFIERS, ENCODERS
 
 
 WEIGHTS = "model.safetensors"
@@ -49,16 +51,17 @@ def verify_checkpoint(checkpoint: Path) -> torch.nn.Module:
     if not (checkpoint / PROCESSOR_NAME).is_file():
         raise PushError(f"{checkpoint} has no video processor: save one there with FluxViTVideoProcessor")
     for name in (CONFIG_NAME, PROCESSOR_NAME):
-        if read_object(checkpoint / name).get("auto_map") != AUTO_MAP:
+        if read_object(checkpoint / name).get("auto_map") not in (AUTO_MAP, FLUX_AUTO_MAP):
             raise PushError(f"{checkpoint / name} names other source files than flux_hf's: load it and save it again")
-    if read_object(checkpoint / CONFIG_NAME).get("model_type") != FluxViTConfig.model_type:
-        raise PushError(f"{checkpoint / 'config.json'} is not a FluxViT's")
+    model_type = read_object(checkpoint / CONFIG_NAME).get("model_type")
+    if model_type not in CLASSIFIERS:
+        raise PushError(f"{checkpoint / 'config.json'} is of model type {model_type!r}, not one of {list(CLASSIFIERS)}")
     weight_files(checkpoint)
     report = checkpoint / REPORT_NAME
     if report.is_file() and read_object(report).get("verified") is not True:
         raise PushError(f"{report} says that the conversion was not verified: convert the checkpoint again")
-    config = FluxViTConfig.from_pretrained(checkpoint)
-    model_class = FluxViTForVideoClassification if is_classifier(config) else FluxViTModel
+    config = CLASSIFIERS[model_type].config_class.from_pretrained(checkpoint)
+    model_class = (CLASSIFIERS if is_classifier(config) else ENCODERS)[model_type]
     try:
         model, loading = model_class.from_pretrained(checkpoint, output_loading_info=True, use_safetensors=True)
     except (SafetensorError, RuntimeError) as error:  # not whole, or of other shapes
@@ -108,7 +111,7 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def write_card(checkpoint: Path, staging: Path, config: FluxViTConfig, facts: CardFacts, overwrite: bool) -> bool:
+def write_card(checkpoint: Path, staging: Path, config: PreTrainedConfig, facts: CardFacts, overwrite: bool) -> bool:
     """Puts the card into `staging`: the folder's own, or one made from the checkpoint.
 
     Returns:

@@ -180,6 +180,18 @@ class FluxConfig(PreTrainedConfig):
         return self.backbone_config.initializer_range
 
     @property
+    def drop_path_rate(self) -> float:
+        """Stochastic depth of the last layer. Setting it raises ValueError for an encoder that has none."""
+        return getattr(self.backbone_config, "drop_path_rate", 0.0)
+
+    @drop_path_rate.setter
+    def drop_path_rate(self, rate: float) -> None:
+        if rate != self.drop_path_rate and not hasattr(self.backbone_config, "drop_path_rate"):
+            raise ValueError(f"{self.backbone_config.model_type} has no stochastic depth, got drop_path_rate={rate}")
+        if hasattr(self.backbone_config, "drop_path_rate"):
+            self.backbone_config.drop_path_rate = rate
+
+    @property
     def image_height_width(self) -> tuple[int, int]:
         """Height and width of the default clip, in pixels."""
         if isinstance(self.image_size, int):

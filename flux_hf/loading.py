@@ -6,7 +6,6 @@ from typing import Any
 
 from transformers import (
     AutoConfig,
-    AutoModelForVideoClassification,
     PreTrainedConfig,
     PreTrainedModel,
     VideoMAEVideoProcessor,
@@ -17,13 +16,19 @@ from transformers.utils import logging
 
 from .configuration_flux import FluxConfig
 from .configuration_fluxvit import FluxViTConfig
-from .modeling_flux import BACKBONES, FluxForVideoClassification
+from .modeling_flux import BACKBONES, FluxForVideoClassification, FluxModel
+from .modeling_fluxvit import FluxViTForVideoClassification, FluxViTModel
 from .video_processing_fluxvit import FluxViTVideoProcessor
 
 
 logger = logging.get_logger(__name__)
 
-OWN_TYPES = (FluxViTConfig.model_type, FluxConfig.model_type)
+# The classifiers and encoders with token budgets, by the model type of their configs.
+CLASSIFIERS = {
+    FluxViTConfig.model_type: FluxViTForVideoClassification,
+    FluxConfig.model_type: FluxForVideoClassification,
+}
+ENCODERS = {FluxViTConfig.model_type: FluxViTModel, FluxConfig.model_type: FluxModel}
 LIBRARY_PROCESSORS = {"videomae": VideoMAEVideoProcessor, "vivit": VivitVideoProcessor, "vjepa2": VJEPA2VideoProcessor}
 
 
@@ -45,8 +50,8 @@ def load_classifier(source: str | os.PathLike, **options: Any) -> PreTrainedMode
     """
     hub = {name: options[name] for name in ("revision", "cache_dir", "token") if name in options}
     config = AutoConfig.from_pretrained(source, **hub)
-    if config.model_type in OWN_TYPES:
-        return AutoModelForVideoClassification.from_pretrained(source, **options)
+    if config.model_type in CLASSIFIERS:
+        return CLASSIFIERS[config.model_type].from_pretrained(source, **options)
     return wrapped(source, **options)
 
 
@@ -70,7 +75,7 @@ def load_processor(source: str | os.PathLike, config: PreTrainedConfig, **option
         options: Of `from_pretrained`, and changes of the settings.
     """
     hub = {name: options[name] for name in ("revision", "cache_dir", "token") if name in options}
-    if AutoConfig.from_pretrained(source, **hub).model_type in OWN_TYPES:
+    if AutoConfig.from_pretrained(source, **hub).model_type in CLASSIFIERS:
         return FluxViTVideoProcessor.from_pretrained(source, **options)
     try:
         settings, _ = FluxViTVideoProcessor.get_video_processor_dict(source, **hub)
@@ -89,8 +94,8 @@ def following(settings: dict[str, Any], config: FluxConfig, **changes: Any) -> F
         changes: Settings of ours to be otherwise.
 
     Returns:
-        Frames and size of `config`; the encoder's short side where its crop is that size; its rescaling, mean and
-        deviation as those of values in [0, 1].
+        Frames and size of `config`; a short side that exceeds it as much as the encoder's own exceeds its crop; its
+        rescaling, mean and deviation as those of values in [0, 1].
 
     Raises:
         ValueError: the encoder's processor does not rescale, or does not normalise.
@@ -102,18 +107,15 @@ def following(settings: dict[str, Any], config: FluxConfig, **changes: Any) -> F
     scale = 255 * settings["rescale_factor"]
     shift = 1.0 if settings.get("offset", model_type == "vivit") else 0.0  # ViViT's values are lessened by it
     height, width = config.image_height_width
-    crop = {"height": height, "width": width}
-    own_crop = settings["crop_size"]
-    own_crop = {"height": own_crop, "width": own_crop} if isinstance(own_crop, int) else dict(own_crop)
-    if own_crop == crop:
-        size = settings["size"]
-    else:
-        size = {"shortest_edge": height} if height == width else crop
+    size: dict[str, int] | int = {"height": height, "width": width}
+    if height == width:
+        own = FluxViTVideoProcessor(size=settings["size"], crop_size=settings["crop_size"])
+        size = own.with_margin(height)
     ours = {
         "image_mean": [(mean + shift) / scale for mean in settings["image_mean"]],
         "image_std": [std / scale for std in settings["image_std"]],
         "size": size,
-        "crop_size": crop,
+        "crop_size": {"height": height, "width": width},
         "resample": settings["resample"],
         "antialias": True,  # as the library's processors
         "num_frames": config.num_frames,
@@ -122,4 +124,4 @@ def following(settings: dict[str, Any], config: FluxConfig, **changes: Any) -> F
     return FluxViTVideoProcessor(**{**ours, **changes})
 
 
-__all__ = ["following", "is_plain", "load_classifier", "load_processor", "wrapped"]
+__all__ = ["CLASSIFIERS", "ENCODERS", "following", "is_plain", "load_classifier", "load_processor", "wrapped"]

@@ -53,7 +53,7 @@ LABEL_FIELDS = ("id2label", "label2id", "problem_type")
 # Options of `from_backbone` that are the config's, and those that say where a checkpoint is.
 OWN_FIELDS = (
     *("token_budget", "separate_heads", "token_selection", "num_token_groups", "token_plan"),
-    *("num_frames", "image_size", "classifier_dropout"),
+    *("num_frames", "image_size", "classifier_dropout", "drop_path_rate"),
 )
 HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
 

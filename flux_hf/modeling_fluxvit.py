@@ -626,6 +626,11 @@ class FluxViTPreTrainedModel(PreTrainedModel):
         """Whether weight decay is for this parameter: matrices, but not the class token and the position table."""
         return parameter.ndim > 1 and not name.endswith(("cls_token", "position_embeddings.table"))
 
+    def lora_targets(self) -> list[str]:
+        """Names of the layers' linear maps, by which peft finds them."""
+        names = ("attention.qkv", "attention.out_proj", "mlp.fc1", "mlp.fc2")
+        return [f"layer.{i}.{name}" for i in range(self.config.num_hidden_layers) for name in names]
+
     def compile_layers(self, **kwargs) -> None:
         """Compiles each layer in place, as `torch.nn.Module.compile` does; all have one graph."""
         for layer in self.base_model.encoder.layer:

@@ -81,8 +81,9 @@ class FluxViTVideoProcessor(BaseVideoProcessor):
     True must be enough, as transformers asks of such a processor. Integer frames are 0 to 255; float frames are 0 to
     255 too, or 0 to 1 (told by their largest value), which `do_rescale` then leaves alone.
 
-    `size` R or `{"shortest_edge": R}` resizes the short side to R and sets a square crop of R; `{"height", "width"}`
-    resizes to exactly that; `crop_size` overrides the crop.
+    `size` R or `{"shortest_edge": R}` resizes the short side to R and sets a square crop of R (in a call of a processor
+    that resizes further than it crops, a short side greater in the same proportion); `{"height", "width"}` resizes to
+    exactly that; `crop_size` overrides the crop.
 
     `token_budget` asks for the clip that a checkpoint's `token_plan` holds for that budget, and counts as giving
     `num_frames` and `size`; without a plan, or for a budget not in it, the clip is the default one. It changes nothing
@@ -221,7 +222,7 @@ class FluxViTVideoProcessor(BaseVideoProcessor):
         validate_typed_dict(self.valid_kwargs, call)
         given = self._with_planned_clip({name: value for name, value in call.items() if value is not None})
         sampling_given = "num_frames" in given or "fps" in given
-        given = _with_matching_crop(given)
+        given = _with_matching_crop(self._with_own_margin(given))
         options = {name: getattr(self, name, None) for name in self.valid_kwargs.__annotations__}
         options.update(return_tensors=None, video_metadata=None)
         if sampling_given:
@@ -243,6 +244,26 @@ class FluxViTVideoProcessor(BaseVideoProcessor):
         plan = given.get("token_plan", self.token_plan) or {}
         clip = plan.get(given.get("token_budget", self.token_budget))
         return given if clip is None else {**given, "num_frames": clip[0], "size": clip[1]}
+
+    def with_margin(self, crop: int) -> dict[str, int]:
+        """The size for a square crop: its short side exceeds the crop as much as the processor's own exceeds its own.
+
+        Encoders that resize to 256 and crop 224 look at the same part of the picture whatever the crop's side.
+        """
+        edge, own = self.size.get("shortest_edge"), dict(self.crop_size)
+        if not edge or own["height"] != own["width"]:
+            return {"shortest_edge": crop}
+        return {"shortest_edge": round(crop * edge / own["height"])}
+
+    def _with_own_margin(self, given: dict[str, Any]) -> dict[str, Any]:
+        """What a call gives, and a crop where it gives a size alone."""
+        crops = given.get("do_center_crop", self.do_center_crop)
+        if "size" not in given or "crop_size" in given or not crops or given.get("keep_aspect_ratio"):
+            return given
+        side = _size_dict("size", given["size"]).get("shortest_edge")
+        if side is None:
+            return given
+        return {**given, "size": self.with_margin(side), "crop_size": {"height": side, "width": side}}
 
     def _load(self, source: Any, known: VideoMetadata | None, options: dict[str, Any]):
         """Frames (U, C, H, W) of one video on the device, each once; (num_clips, T) positions in them; metadata."""

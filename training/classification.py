@@ -16,8 +16,8 @@ from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from transformers import PreTrainedConfig
 
-from flux_hf.configuration_fluxvit import FluxViTConfig
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
 from .arguments import (
@@ -99,12 +99,13 @@ def cached(clips: list[Clip], args: DataArguments, accelerator: Accelerator) -> 
     )
 
 
-def clip_shapes(args: SamplingArguments, config: FluxViTConfig) -> list[ClipShape]:
+def clip_shapes(args: SamplingArguments, config: PreTrainedConfig) -> list[ClipShape]:
     """What `--sampling` draws from."""
     if args.sampling == "fixed":
         return [ClipShape(config.num_frames, config.image_height_width[0])]
-    sampling = SAMPLING_PRESETS.get(args.sampling)
-    if sampling is None:
+    if args.sampling in SAMPLING_PRESETS:
+        sampling = SAMPLING_PRESETS[args.sampling].in_units_of(config.patch_size, config.tubelet_size)
+    else:
         sampling = FlexibleSampling(tuple(args.frames), tuple(args.sizes), tuple(args.token_window))
     return sampling.legal_shapes(config.patch_size, config.tubelet_size)
 
@@ -119,7 +120,7 @@ def build_augmentation(args: AugmentationArguments, processor: FluxViTVideoProce
 
 def build_batches(
     args: FinetuneArguments,
-    config: FluxViTConfig,
+    config: PreTrainedConfig,
     source: list[Clip] | datasets.IterableDataset,
     targets: ClassTargets,
     augment: ClipAugment,
@@ -171,7 +172,7 @@ class ClassificationTask:
 
     args: FinetuneArguments
     accelerator: Accelerator
-    config: FluxViTConfig
+    config: PreTrainedConfig
     processor: FluxViTVideoProcessor
     batches: Batches
     augment: ClipAugment
@@ -233,7 +234,7 @@ def class_weights(args: ObjectiveArguments, clips: Sequence[Clip], targets: Clas
 
 
 def evaluate_budgets(
-    predict: Predictor, clips: Sequence[Clip], targets: Tensor, config: FluxViTConfig
+    predict: Predictor, clips: Sequence[Clip], targets: Tensor, config: PreTrainedConfig
 ) -> dict[str, float]:
     """Metrics of the default clip at each trained budget."""
     points = [EvalPoint(config.num_frames, config.image_height_width[0], budget) for budget in config.token_budgets]
@@ -254,7 +255,7 @@ def build_task(
     args: FinetuneArguments,
     data: LabelledData,
     targets: ClassTargets,
-    config: FluxViTConfig,
+    config: PreTrainedConfig,
     processor: FluxViTVideoProcessor,
     accelerator: Accelerator,
 ) -> ClassificationTask:

@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import EvalPrediction, HfArgumentParser, Trainer, TrainingArguments
 
-from flux_hf.modeling_fluxvit import FluxViTForVideoClassification
-from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
+from flux_hf.loading import load_classifier, load_processor
 
 from .arguments import HeldOutArguments, check_source, flag
 from .classification import held_out_source
@@ -71,9 +70,9 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     train = list_clips(script)
     changes = {} if script.token_budget is None else {"token_budget": script.token_budget}
     # float32, whatever the checkpoint's dtype: `--bf16` computes in bfloat16 and keeps these weights
-    model = FluxViTForVideoClassification.from_pretrained(script.model_name_or_path, dtype=torch.float32, **changes)
+    model = load_classifier(script.model_name_or_path, dtype=torch.float32, **changes)
     targets = ClassTargets(take_labels(model, label_names(train)))
-    processor = FluxViTVideoProcessor.from_pretrained(script.model_name_or_path)
+    processor = load_processor(script.model_name_or_path, model.config)
     shape = (model.config.num_frames, model.config.image_height_width[0])
 
     def dataset(clips, preset: str, rule: str | None) -> TrainerClips:

@@ -10,9 +10,9 @@ from accelerate import PartialState
 from accelerate.logging import get_logger
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from flux_hf.configuration_fluxvit import FluxViTConfig
-from flux_hf.modeling_fluxvit import FluxViTForVideoClassification
+from flux_hf.loading import CLASSIFIERS, load_classifier, load_processor
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
 from .arguments import ModelArguments, ObjectiveArguments
@@ -23,13 +23,10 @@ from .objectives import FluxMulti, FluxObjective, FluxSingle
 
 logger = get_logger(__name__)
 
-# The linear maps of a layer that get low-rank updates.
-LORA_TARGETS = ["attention.qkv", "attention.out_proj", "mlp.fc1", "mlp.fc2"]
-
 
 def build_model(
     args: ModelArguments, objective: ObjectiveArguments, labels: list[str], multi_label: bool = False
-) -> tuple[FluxViTForVideoClassification, FluxViTVideoProcessor, dict[str, int]]:
+) -> tuple[PreTrainedModel, FluxViTVideoProcessor, dict[str, int]]:
     """The model, pretrained or new, with one output a label and one head a budget, and its processor.
 
     Returns:
@@ -45,31 +42,33 @@ def build_model(
     else:
         given = json.loads(Path(args.config_name).read_text(encoding="utf-8"))
         fields = {**given, **changes, **label_fields(labels), **_budget_fields(objective, given)}
-        model = FluxViTForVideoClassification._from_config(FluxViTConfig(**fields), **args.model_options())
+        config = AutoConfig.for_model(fields.pop("model_type", "fluxvit"), **fields)
+        model = CLASSIFIERS[config.model_type]._from_config(config, **args.model_options())
         label2id = dict(model.config.label2id)
     model = model.with_token_budgets(_wanted_budgets(objective, model.config))
     config = model.config
     height, width = config.image_height_width
     if height != width:
         raise ValueError(f"clips must be square: give --size, the model's image_size is {config.image_size}")
-    settings = {"num_frames": config.num_frames, "size": {"shortest_edge": height}, "patch_size": config.patch_size}
+    settings = {"num_frames": config.num_frames, "patch_size": config.patch_size}
     if not args.model_name_or_path:
-        return model, FluxViTVideoProcessor(**settings), label2id
+        return model, FluxViTVideoProcessor(size=height, **settings), label2id
     settings.update(args.hub_options(), token_plan=None)
-    return model, FluxViTVideoProcessor.from_pretrained(args.model_name_or_path, **settings), label2id
+    processor = load_processor(args.model_name_or_path, config, **settings)
+    if dict(processor.crop_size) != {"height": height, "width": width}:
+        processor = load_processor(args.model_name_or_path, config, size=height, **settings)
+    return model, processor, label2id
 
 
-def _pretrained_model(
-    args: ModelArguments, labels: list[str], changes: dict
-) -> tuple[FluxViTForVideoClassification, dict[str, int]]:
+def _pretrained_model(args: ModelArguments, labels: list[str], changes: dict) -> tuple[PreTrainedModel, dict[str, int]]:
     # Float32 whatever the checkpoint's dtype: in bfloat16 most steps are too small to change a weight. A token plan was
     # found for the old weights.
     options = {**args.hub_options(), **changes, **args.model_options(), "dtype": torch.float32, "token_plan": None}
-    model = FluxViTForVideoClassification.from_pretrained(args.model_name_or_path, **options)
+    model = load_classifier(args.model_name_or_path, **options)
     return model, take_labels(model, labels, anew=args.new_classifiers)
 
 
-def take_labels(model: FluxViTForVideoClassification, labels: list[str], anew: bool = False) -> dict[str, int]:
+def take_labels(model: PreTrainedModel, labels: list[str], anew: bool = False) -> dict[str, int]:
     """Gives a model one output for each of the data's labels: the rows that its classifiers have for them, or new ones.
 
     A label is known to the model by name. Where none of its names is a number, numbers below their count are known
@@ -106,7 +105,7 @@ def take_labels(model: FluxViTForVideoClassification, labels: list[str], anew: b
     return {**{name: index for index, name in enumerate(called)}, **{label: index for index, label in enumerate(order)}}
 
 
-def _set_rows(model: FluxViTForVideoClassification, rows: list[int | None]) -> None:
+def _set_rows(model: PreTrainedModel, rows: list[int | None]) -> None:
     """Makes classifiers of these rows of the old ones; None starts anew, in all of them alike."""
     kept = [(new, old) for new, old in enumerate(rows) if old is not None]
     into, out_of = (torch.tensor(part, dtype=torch.long) for part in zip(*kept, strict=True)) if kept else ([], [])
@@ -128,7 +127,7 @@ def _budget_fields(objective: ObjectiveArguments, given: dict) -> dict[str, Any]
     return {"token_budgets": budgets, "token_budget": budgets[0]} if budgets else {}
 
 
-def _wanted_budgets(objective: ObjectiveArguments, config: FluxViTConfig) -> list[int]:
+def _wanted_budgets(objective: ObjectiveArguments, config: PreTrainedConfig) -> list[int]:
     if objective.token_budgets:
         return sorted(set(objective.token_budgets), reverse=True)
     if objective.objective == "single":  # the official script's choice among three: the middle one
@@ -136,7 +135,7 @@ def _wanted_budgets(objective: ObjectiveArguments, config: FluxViTConfig) -> lis
     return config.token_budgets
 
 
-def add_lora(model: FluxViTForVideoClassification, args: ModelArguments) -> PeftModel:
+def add_lora(model: PreTrainedModel, args: ModelArguments) -> PeftModel:
     """Puts low-rank updates into the layers, which else are frozen, as are the embeddings; heads are trained.
 
     Returns:
@@ -146,7 +145,7 @@ def add_lora(model: FluxViTForVideoClassification, args: ModelArguments) -> Peft
         r=args.lora_rank,
         lora_alpha=args.lora_alpha or 2 * args.lora_rank,
         lora_dropout=args.lora_dropout,
-        target_modules=[f"layer.{i}.{name}" for i in range(model.config.num_hidden_layers) for name in LORA_TARGETS],
+        target_modules=model.lora_targets(),
     )
     adapted = get_peft_model(model, config)
     for head in model.heads():
@@ -155,7 +154,7 @@ def add_lora(model: FluxViTForVideoClassification, args: ModelArguments) -> Peft
 
 
 def build_objective(
-    model: FluxViTForVideoClassification,
+    model: PreTrainedModel,
     args: ModelArguments,
     objective: ObjectiveArguments,
     class_weights: torch.Tensor | None = None,
@@ -177,11 +176,11 @@ def build_objective(
 
 
 def export_model(
-    directory: Path, weights: dict[str, Any], args: ModelArguments, config: FluxViTConfig, processor
+    directory: Path, weights: dict[str, Any], args: ModelArguments, config: PreTrainedConfig, processor
 ) -> None:
     """Saves the model of an objective's weights, low-rank updates merged, and its processor."""
     weights = {name.removeprefix("model."): weight for name, weight in weights.items()}
-    model = FluxViTForVideoClassification(config)
+    model = CLASSIFIERS[config.model_type](config)
     if args.lora_rank:
         adapted = add_lora(model, args)
         model.load_state_dict(weights)

@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from flux_hf.checkpoint_files import replacing_folder, write_json
-from flux_hf.configuration_fluxvit import FluxViTConfig
+from flux_hf.loading import CLASSIFIERS
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
 from .arguments import InferenceArguments, flag, parse_command
@@ -60,6 +60,13 @@ def parse_arguments(arguments: list[str] | None = None) -> SearchArguments:
     return args
 
 
+def check_writable(checkpoint: Path) -> None:
+    """Raises ValueError for a folder of the library's own encoder, which has no place for a plan."""
+    model_type = json.loads((checkpoint / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if model_type not in CLASSIFIERS:
+        raise ValueError(f"{checkpoint} is a plain {model_type}, without a place for a plan: give --output_dir")
+
+
 def write_plan(checkpoint: Path, plan: dict[int, list[int]]) -> dict[int, list[int]]:
     """Enters a plan into a checkpoint's config.json and its processor's settings, each file replaced in one go.
 
@@ -73,9 +80,10 @@ def write_plan(checkpoint: Path, plan: dict[int, list[int]]) -> dict[int, list[i
     """
     config_file = checkpoint / "config.json"
     config = json.loads(config_file.read_text(encoding="utf-8"))
-    whole = {**FluxViTConfig.from_dict(config).token_plan, **plan} if config.get("token_plan") else dict(plan)
+    kind = CLASSIFIERS[config["model_type"]].config_class
+    whole = {**kind.from_dict(config).token_plan, **plan} if config.get("token_plan") else dict(plan)
     whole = {budget: whole[budget] for budget in sorted(whole, reverse=True)}
-    FluxViTConfig.from_dict({**config, "token_plan": whole})
+    kind.from_dict({**config, "token_plan": whole})
     for name, key in PROCESSOR_FILES:
         file = checkpoint / name
         content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
@@ -111,6 +119,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     accelerator = Accelerator()
     model, processor = load_checkpoint(args, accelerator)
+    if args.output_dir is None:
+        check_writable(Path(args.model_name_or_path))
     budgets = sorted(set(args.token_budgets or model.config.token_budgets), reverse=True)
     grid = make_grid(model.config, args.frames, args.sizes)
     clips = spread(list_clips(args), args.max_eval_samples)

@@ -7,7 +7,7 @@ same global batches. Source: the paper's section on Flux augmentation and its Ta
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -48,6 +48,11 @@ class FlexibleSampling:
     frames: tuple[int, ...]
     sizes: tuple[int, ...]
     token_window: tuple[int, int]
+
+    def in_units_of(self, patch_size: int, tubelet_size: int) -> "FlexibleSampling":
+        """These frames and sizes, given for FluxViT's patches of 14 and one frame, as those with as many patches."""
+        frames = tuple(frames * tubelet_size for frames in self.frames)
+        return replace(self, frames=frames, sizes=tuple(size // 14 * patch_size for size in self.sizes))
 
     def legal_shapes(self, patch_size: int = 14, tubelet_size: int = 1) -> list[ClipShape]:
         """Every (frames, size) whose dense token count lies in the window, frames first, both rising.

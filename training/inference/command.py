@@ -10,9 +10,9 @@ import torch
 import transformers
 from accelerate import Accelerator
 from torch import Tensor
-from transformers import AutoModelForVideoClassification, AutoVideoProcessor
 
 import flux_hf
+from flux_hf.loading import load_classifier, load_processor
 from flux_hf.protocol import VideoTokenClassifier, logits_at_budgets
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
@@ -34,8 +34,8 @@ def load_checkpoint(
     name = args.model_name_or_path
     if name is None:
         raise ValueError("--model_name_or_path must be given")
-    model = AutoModelForVideoClassification.from_pretrained(name, **args.hub_options(), **args.model_options())
-    processor = AutoVideoProcessor.from_pretrained(name, **args.hub_options())
+    model = load_classifier(name, **args.hub_options(), **args.model_options())
+    processor = load_processor(name, model.config, **args.hub_options())
     return model.eval().requires_grad_(False).to(accelerator.device), processor
 
 

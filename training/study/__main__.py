@@ -28,7 +28,7 @@ from pathlib import Path
 from flux_hf.checkpoint_files import write_json
 
 from ..arguments import read_recipe
-from .design import CLIPS, DEFAULT_METHODS, METHODS, MODEL_CONFIG, RECIPES
+from .design import CLIPS, DEFAULT_METHODS, ENCODERS, METHODS, MODEL_CONFIGS, RECIPES
 from .report import report
 from .runs import Options, run_task
 from .tasks import make_generator_task, make_real_task
@@ -49,6 +49,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--real_split_csv", default="split.csv", help="its table: path,label,group,split")
     parser.add_argument("--generator_only", action="store_true", help="leave the real clips out")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(DEFAULT_METHODS))
+    parser.add_argument("--encoder", choices=ENCODERS, default="fluxvit", help="the model's kind, all of one size")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument(
         "--jobs", type=count, default=min(os.cpu_count(), 4), help="runs at a time; they share the cores"
@@ -74,7 +75,7 @@ def keep_settings(output_dir: Path, args: argparse.Namespace) -> None:
         ValueError: the folder holds runs of other settings.
     """
     settings = {
-        "model": MODEL_CONFIG,
+        "model": MODEL_CONFIGS[args.encoder],
         "clips": json.loads(json.dumps(asdict(CLIPS))),
         "num_clips": list(args.num_clips),
         "max_train_steps": args.max_train_steps,
@@ -87,7 +88,7 @@ def keep_settings(output_dir: Path, args: argparse.Namespace) -> None:
         if other:
             raise ValueError(f"{output_dir} holds runs of a study with other {other}: give a new --output_dir")
     write_json(file, settings)
-    write_json(output_dir / "model_config.json", MODEL_CONFIG)
+    write_json(output_dir / "model_config.json", MODEL_CONFIGS[args.encoder])
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -95,14 +96,14 @@ def main(arguments: list[str] | None = None) -> None:
     begin = time.perf_counter()
     output_dir = args.output_dir.absolute()
     keep_settings(output_dir, args)
-    options = Options(output_dir, max(1, os.cpu_count() // args.jobs), args.max_train_steps)
+    options = Options(output_dir, max(1, os.cpu_count() // args.jobs), args.max_train_steps, args.encoder)
     tasks = [make_generator_task(output_dir, args.num_clips)]
     if args.real_data is not None and not args.generator_only:
         tasks.append(make_real_task(output_dir, args.real_data, args.real_split_csv))
     results = {}
     for task in tasks:
         results[task.name] = run_task(task, args.methods, args.seeds, args.jobs, options)
-        text = report(output_dir, results, args.seeds)
+        text = report(output_dir, results, args.seeds, args.encoder)
     print(f"\n{text}\nresults: {output_dir}; {(time.perf_counter() - begin) / 60:.0f} min")
 
 

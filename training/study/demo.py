@@ -26,7 +26,7 @@ from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 from flux_hf.visualization import visualize_kept_tokens
 
 from ..inference.points import EvalPoint
-from .design import MODEL_CONFIG
+from .design import MODEL_CONFIGS
 from .motion_clips import MotionClipConfig, write_motion_clips
 from .runs import OFFLINE, launch
 
@@ -38,7 +38,7 @@ PICTURE_SCALE = 3
 def train(data_dir: Path, model_dir: Path, max_train_steps: int, seed: int) -> None:
     """Runs `accelerate launch -m training.finetune` on the CPU. Raises CalledProcessError if it fails."""
     config_file = data_dir / "config.json"
-    write_json(config_file, {**MODEL_CONFIG, "position_embedding_grid": [4, 4, 4]})
+    write_json(config_file, {**MODEL_CONFIGS["fluxvit"], "position_embedding_grid": [4, 4, 4]})
     flags = {
         "recipe": RECIPE,
         "config_name": config_file,

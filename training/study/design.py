@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flux_hf.configuration_fluxvit import FluxViTConfig
-from flux_hf.modeling_fluxvit import FluxViTForVideoClassification
+from transformers import AutoConfig, PreTrainedModel
+
+from flux_hf.loading import CLASSIFIERS
 
 from ..arguments import read_recipe
 from ..data.sampling import ClipShape, FlexibleSampling
@@ -27,7 +28,12 @@ DEFAULT_METHODS = ("fixed", "single", "multi")
 WAYS = {"direct": "direct", "fewer": "fewer frames", "to": "TO"}
 
 # Two frames a patch: a single layer can then see motion. LayerScale and initialisation are for short runs from scratch.
-MODEL_CONFIG = json.loads((RECIPES / "model.json").read_text(encoding="utf-8"))
+# All encoders have 2 layers of width 96 and the same patches.
+ENCODERS = ("fluxvit", "videomae", "vjepa2")
+MODEL_CONFIGS = {
+    encoder: json.loads((RECIPES / f"model_{encoder}.json").read_text(encoding="utf-8")) for encoder in ENCODERS
+}
+TUBELET = MODEL_CONFIGS["fluxvit"]["tubelet_size"]
 # The class is where the object goes and which pattern it bears; how fast it goes is left open. Of 8 frames the fastest
 # crosses two fifths of the frame between two, of 32 a tenth.
 CLIPS = MotionClipConfig(
@@ -56,22 +62,21 @@ def merged_recipe(recipe: str, method: str) -> dict[str, Any]:
 
 def points_of(plan: dict[int, tuple[int, int]]) -> dict[str, dict[int, EvalPoint]]:
     """What is measured: way of `WAYS` -> budget -> point; fewer frames only where whole tubelets are left."""
-    tubelet = MODEL_CONFIG["tubelet_size"]
     fewer = {budget: NUM_FRAMES * budget // TOKENS for budget in BUDGETS}
     return {
         "direct": {budget: EvalPoint(NUM_FRAMES, SIZE, budget) for budget in BUDGETS},
-        "fewer": {budget: EvalPoint(frames, SIZE, budget) for budget, frames in fewer.items() if frames >= tubelet},
+        "fewer": {budget: EvalPoint(frames, SIZE, budget) for budget, frames in fewer.items() if frames >= TUBELET},
         "to": {budget: EvalPoint(*plan[budget], budget) for budget in BUDGETS},
     }
 
 
-def training_cost(recipe: str, method: str, max_train_steps: int | None) -> dict[str, float]:
+def training_cost(recipe: str, method: str, max_train_steps: int | None, encoder: str = "fluxvit") -> dict[str, float]:
     """What a run of a method costs: optimiser steps, clips seen, and 10^12 multiply-adds forward and backward.
 
     A backward pass counts as two forward ones. All patches of a clip are embedded, once for all budgets.
     """
     flags = merged_recipe(recipe, method)
-    model = new_model()
+    model = new_model(encoder)
     if flags["sampling"] == "fixed":
         shapes = [ClipShape(NUM_FRAMES, SIZE)]
     else:
@@ -91,12 +96,18 @@ def training_cost(recipe: str, method: str, max_train_steps: int | None) -> dict
     }
 
 
-def new_model() -> FluxViTForVideoClassification:
-    config = {**MODEL_CONFIG, "token_budgets": [TOKENS], "token_budget": None}
-    return FluxViTForVideoClassification(FluxViTConfig(**config, num_labels=len(CLIPS.labels)))
+def new_model(encoder: str = "fluxvit") -> PreTrainedModel:
+    fields = {
+        **MODEL_CONFIGS[encoder],
+        "token_budgets": [TOKENS],
+        "token_budget": None,
+        "num_labels": len(CLIPS.labels),
+    }
+    config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    return CLASSIFIERS[config.model_type](config)
 
 
-def point_flops(model: FluxViTForVideoClassification, point: EvalPoint) -> dict[str, int]:
+def point_flops(model: PreTrainedModel, point: EvalPoint) -> dict[str, int]:
     """Multiply-adds of one view: of embedding every patch, which the selector needs, and of all that comes after."""
     config = model.config
     patch = config.num_channels * config.tubelet_size * config.patch_size**2 * config.hidden_size

@@ -16,9 +16,9 @@ from .design import BUDGETS, METHODS, TOKENS, WAYS, new_model, point_flops
 Rows = dict[tuple[str, str, int], dict[str, Any]]
 
 
-def summarise(results: dict[str, Any], seeds: Sequence[int]) -> Rows:
+def summarise(results: dict[str, Any], seeds: Sequence[int], encoder: str = "fluxvit") -> Rows:
     """A row a method, way and budget: accuracy of each seed in percent, mean and standard deviation, cost."""
-    rows, model = {}, new_model()
+    rows, model = {}, new_model(encoder)
     for method, result in results.items():
         for way, budget in ((way, budget) for way in WAYS for budget in BUDGETS):
             points = [result["seeds"][seed][way].get(budget) for seed in seeds]
@@ -116,15 +116,15 @@ def draw(path: Path, title: str, results: dict[str, Any], rows: Rows) -> None:
         axes.set(xlabel="tokens encoded", ylabel="top-1 (%)", title=title)
 
 
-def report(output_dir: Path, tasks: dict[str, dict[str, Any]], seeds: Sequence[int]) -> str:
+def report(output_dir: Path, tasks: dict[str, dict[str, Any]], seeds: Sequence[int], encoder: str = "fluxvit") -> str:
     """Writes results.json, results.md and a plot a data set. Returns the text."""
     whole, texts = {}, []
     for name, results in tasks.items():
-        rows = summarise(results, seeds)
+        rows = summarise(results, seeds, encoder)
         training = {method: result["training"] for method, result in results.items()}
         whole[name] = {"rows": list(rows.values()), "claims": check_claims(rows), "training": training}
         texts.append(results_markdown(name, results, rows, seeds))
-        draw(output_dir / f"{name}.png", f"{name}: {len(seeds)} seeds", results, rows)
+        draw(output_dir / f"{name}.png", f"{name}, {encoder}: {len(seeds)} seeds", results, rows)
     write_json(output_dir / "results.json", whole)
     write_text(output_dir / "results.md", "\n".join(texts))
     return "\n".join(texts)

@@ -32,6 +32,7 @@ class Options:
     output_dir: Path
     threads: int
     max_train_steps: int | None
+    encoder: str = "fluxvit"
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def run_task(task: Task, methods: Sequence[str], seeds: Sequence[int], jobs: int
     return {
         method: {
             "title": METHODS[method],
-            "training": training_cost(task.recipe, method, options.max_train_steps),
+            "training": training_cost(task.recipe, method, options.max_train_steps, options.encoder),
             "seeds": {seed: measured[method, seed] for seed in seeds},
         }
         for method in methods
