@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -195,7 +196,7 @@ def test_a_stranger_saves_it_anew_pushes_it_and_another_loads_it_by_id(checkpoin
 
     check(run(STRANGER, tmp_path / "clip.pt", tmp_path, *checkpoints.values()))
     with LocalHub() as hub:
-        environment = {**hub.environment(tmp_path / "home"), "PYTHONPATH": str(Path(__file__).parents[2])}
+        environment = {**hub.environment(tmp_path / "home"), "PYTHONPATH": os.pathsep.join(sys.path)}
         run(PUSH, *again, **environment)
         files = {"README.md", "config.json", "model.safetensors", "video_preprocessor_config.json"}
         for name, folder in zip(NAMES, again, strict=True):
