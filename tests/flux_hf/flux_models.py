@@ -1,5 +1,6 @@
 """Tiny encoders of the library with random weights, none of them zero, and Flux around them."""
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -87,6 +88,12 @@ def flux_model(
         for index, module in enumerate(model.heads()):
             with_random_weights(module, seed=index + 1)
     return model.eval()
+
+
+@functools.cache
+def shared_model(name: str) -> FluxForVideoClassification:
+    """`flux_model(name)`, for tests that leave it as it is."""
+    return flux_model(name)
 
 
 def clip(*shape: int, seed: int = 0) -> Tensor:

@@ -8,7 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from flux_models import CLASSIFIERS, CONFIGS, NAMES, NUM_TOKENS, clip, flux_model, library_model, with_random_weights
+from flux_models import (
+    CLASSIFIERS,
+    CONFIGS,
+    NAMES,
+    NUM_TOKENS,
+    clip,
+    flux_model,
+    library_model,
+    shared_model,
+    with_random_weights,
+)
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -166,7 +176,7 @@ def test_positions_at_other_grids(name):
 @torch.no_grad()
 def test_any_clip(name, frames, height, width, batch):
     """Odd numbers of tubelets, one tubelet, one patch, other shapes than trained."""
-    model = flux_model(name)
+    model = shared_model(name)
     patches = frames // 2 * (height // 8) * (width // 8)
     kept, classes = min(11, patches), 1 if name == "vivit" else 0
     outputs = model(clip(batch, frames, 3, height, width), token_budget=11)
@@ -182,7 +192,7 @@ def test_any_clip(name, frames, height, width, batch):
 @ANY_NAME
 @torch.no_grad()
 def test_budgets_are_exact(name, budget):
-    assert flux_model(name)(clip(), token_budget=budget).keep_indices.shape == (2, budget)
+    assert shared_model(name)(clip(), token_budget=budget).keep_indices.shape == (2, budget)
 
 
 @ANY_NAME
@@ -301,7 +311,7 @@ def test_steps_refuse_what_is_not_there(name):
 @ANY_NAME
 def test_errors_name_what_is_wrong(name, shape, arguments, message):
     with pytest.raises(ValueError, match=message):
-        flux_model(name)(torch.zeros(shape), **arguments)
+        shared_model(name)(torch.zeros(shape), **arguments)
 
 
 @pytest.mark.parametrize("name", ["videomae", "vivit"])
@@ -614,6 +624,7 @@ def test_hidden_states_and_attentions(name):
     assert [tuple(weights.shape) for weights in pooling] == ([(2, 4, 1, 20)] if name == "vjepa2" else [])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_flex_attention_agrees():
     model = flux_model("vivit", attention="eager", num_hidden_layers=1)
@@ -636,7 +647,9 @@ def test_attention_may_be_changed(name):
     torch.testing.assert_close(model(clip(), token_budget=30).logits, expected.logits, atol=1e-5, rtol=1e-5)
 
 
-@ANY_NAME
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "vivit" else pytest.mark.slow) for name in NAMES]
+)
 @torch.no_grad()
 def test_compile_fullgraph_equals_eager_and_does_not_recompile_per_batch(name):
     torch._dynamo.reset()
@@ -784,7 +797,7 @@ def test_dense_embedding_adds_the_patches_that_are_dropped(name):
 @ANY_NAME
 def test_flops_of_impossible_clips(name, arguments, message):
     with pytest.raises(ValueError, match=message):
-        flux_model(name).flops(*arguments)
+        shared_model(name).flops(*arguments)
 
 
 DEPTHS = {
