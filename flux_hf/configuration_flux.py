@@ -171,6 +171,10 @@ class FluxConfig(PreTrainedConfig):
     def layer_norm_eps(self) -> float:
         return self.backbone_config.layer_norm_eps
 
+    @layer_norm_eps.setter
+    def layer_norm_eps(self, value: float) -> None:
+        self.backbone_config.layer_norm_eps = value
+
     @property
     def initializer_range(self) -> float:
         return self.backbone_config.initializer_range

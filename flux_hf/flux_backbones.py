@@ -88,6 +88,8 @@ class FluxBackbone:
     classifier_class: ClassVar[type[PreTrainedModel]]
     # Which of the classifier's weights are the pooler's: prefix there -> prefix in the pooler.
     pooler_prefixes: ClassVar[dict[str, str]] = {}
+    # Names of older checkpoints that not every version of the library knows, as `key_mapping` of `from_pretrained`.
+    old_names: ClassVar[dict[str, str]] = {}
     num_class_tokens: ClassVar[int] = 0
     # The linear maps of a layer that get low-rank updates.
     lora_targets: ClassVar[tuple[str, ...]]
@@ -113,10 +115,6 @@ class FluxBackbone:
         """What is added to the patches of a grid (frames, rows, columns): (1, N, D) as `like` in dtype and device."""
         raise NotImplementedError
 
-    def class_token(self, model: nn.Module, batch: int, like: Tensor) -> Tensor:
-        """(B, n, D), with its position."""
-        return like.new_zeros(batch, 0, self.config.hidden_size)
-
     def whole_tubelets(self, pixel_values_videos: Tensor) -> Tensor:
         """The clip as the encoder takes it."""
         return pixel_values_videos
@@ -128,7 +126,7 @@ class FluxBackbone:
         rows, columns = (side // native_clip(self.config).patch_size for side in pixel_values_videos.shape[-2:])
         grid = (patches.shape[1], rows, columns)
         like = patches.new_empty(0, dtype=like.dtype)
-        class_token = self.class_token(model, patches.shape[0], like)
+        class_token = like.new_zeros(patches.shape[0], 0, self.config.hidden_size)
         return patches, FluxGrid(*grid, class_token, self.positions(model, grid, like))
 
     def place(

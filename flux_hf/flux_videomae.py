@@ -20,6 +20,9 @@ class FluxVideoMAE(FluxBackbone):
     model_class = VideoMAEModel
     classifier_class = VideoMAEForVideoClassification
     pooler_prefixes = {"fc_norm.": "norm."}
+    old_names = {
+        rf"attention\.attention\.{name[0]}_bias": f"attention.attention.{name}.bias" for name in ("query", "value")
+    }
     lora_targets = (
         *(f"attention.attention.{name}" for name in ("query", "key", "value")),
         "attention.output.dense",
@@ -47,19 +50,21 @@ class FluxVideoMAE(FluxBackbone):
         return model.encoder.layer
 
     def positions(self, model: VideoMAEModel, grid: tuple[int, int, int], like: Tensor) -> Tensor:
+        recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if recorded or like.is_meta or type(like) is not Tensor:  # fake tensors have no values to be used again
+            return self._table(model, grid, like)
         key = (*grid, like.device, like.dtype)
         table = self._tables.get(key)
         if table is None:
-            native = native_clip(self.config).grid
-            table = model.embeddings.position_embeddings[0].detach()
-            if grid != native:
-                table = resize_position_table(table, native, grid)
-            table = table.to(like)[None]
-            if not torch.compiler.is_compiling() and not torch.jit.is_tracing() and like.device.type != "meta":
-                if len(self._tables) >= MAX_CACHED_TABLES:
-                    self._tables.clear()
-                self._tables[key] = table
+            table = self._table(model, grid, like)
+            if len(self._tables) >= MAX_CACHED_TABLES:
+                self._tables.clear()
+            self._tables[key] = table
         return table
+
+    def _table(self, model: VideoMAEModel, grid: tuple[int, int, int], like: Tensor) -> Tensor:
+        native, table = native_clip(self.config).grid, model.embeddings.position_embeddings[0].detach()
+        return (table if grid == native else resize_position_table(table, native, grid)).to(like)[None]
 
     def from_library(self, weights, heads):
         renamed = super().from_library(weights, heads)

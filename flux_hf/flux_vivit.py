@@ -3,10 +3,31 @@
 
 from torch import Tensor, nn
 from transformers import VivitForVideoClassification, VivitModel
+from transformers.models.vivit.modeling_vivit import VivitEmbeddings
 
 from .configuration_flux import native_clip
-from .flux_backbones import FluxBackbone, FluxFirstTokenPooler, FluxTubeletProjection
+from .flux_backbones import FluxBackbone, FluxFirstTokenPooler, FluxGrid, FluxTubeletProjection
 from .patch_grids import resize_position_table
+
+
+class FluxVivitEmbeddings(VivitEmbeddings):
+    """ViViT's, which hands out what it would add. Its class token and table are read in its own forward: what offloads
+    or shards weights brings a module's when that is called."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.patch_embeddings.projection = FluxTubeletProjection.like(self.patch_embeddings.projection)
+        self.native = native_clip(config)
+
+    def forward(self, pixel_values_videos: Tensor) -> tuple[Tensor, FluxGrid]:
+        """(B, T, C, H, W) -> patches (B, T', L, D) in float32 before positions, and their grid in the model's dtype."""
+        patches = self.patch_embeddings.projection(pixel_values_videos)
+        rows, columns = (side // self.native.patch_size for side in pixel_values_videos.shape[-2:])
+        grid, table = (patches.shape[1], rows, columns), self.position_embeddings[:, 1:]
+        if grid != self.native.grid:
+            table = resize_position_table(table[0], self.native.grid, grid).to(table.dtype)[None]
+        class_token = self.cls_token + self.position_embeddings[:, :1]
+        return patches, FluxGrid(*grid, class_token.expand(patches.shape[0], -1, -1), table)
 
 
 class FluxVivit(FluxBackbone):
@@ -19,8 +40,7 @@ class FluxVivit(FluxBackbone):
 
     def build(self) -> VivitModel:
         model = VivitModel(self.config, add_pooling_layer=False)
-        embedding = model.embeddings.patch_embeddings
-        embedding.projection = FluxTubeletProjection.like(embedding.projection)
+        model.embeddings = FluxVivitEmbeddings(self.config)
         return model
 
     def make_pooler(self) -> nn.Module:
@@ -32,13 +52,8 @@ class FluxVivit(FluxBackbone):
     def layers(self, model: VivitModel) -> nn.ModuleList:
         return model.layers
 
-    def positions(self, model: VivitModel, grid: tuple[int, int, int], like: Tensor) -> Tensor:
-        native, table = native_clip(self.config).grid, model.embeddings.position_embeddings[:, 1:]
-        return table if grid == native else resize_position_table(table[0], native, grid).to(like)[None]
-
-    def class_token(self, model: VivitModel, batch: int, like: Tensor) -> Tensor:
-        placed = model.embeddings.cls_token + model.embeddings.position_embeddings[:, :1]
-        return placed.expand(batch, -1, -1)
+    def embed(self, model: VivitModel, pixel_values_videos: Tensor) -> tuple[Tensor, FluxGrid]:
+        return model.embeddings(pixel_values_videos)
 
     def place(self, model, patches, grid, keep_indices, in_order):
         hidden_states, told = super().place(model, patches, grid, keep_indices, in_order)
@@ -49,4 +64,4 @@ class FluxVivit(FluxBackbone):
         return super().from_library({n: w for n, w in weights.items() if not n.startswith("pooler.")}, heads)
 
 
-__all__ = ["FluxVivit"]
+__all__ = ["FluxVivit", "FluxVivitEmbeddings"]

@@ -65,8 +65,7 @@ class FluxPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values_videos"
     input_modalities = ("video",)
     supports_gradient_checkpointing = True
-    # The embeddings stay whole with what is around them: positions are read beside the patches' projection.
-    _no_split_modules = ["VideoMAELayer", "VJEPA2Layer", "VivitLayer", "VJEPA2AttentivePooler"]
+    _no_split_modules = ["FluxVivitEmbeddings", "VideoMAELayer", "VJEPA2Layer", "VivitLayer", "VJEPA2AttentivePooler"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -420,6 +419,8 @@ def _library_model(source: str | os.PathLike, options: dict[str, Any]) -> PreTra
     check_backbone_type(config.model_type)
     backbone = BACKBONES[config.model_type]
     classifies = backbone.classifier_class.__name__ in (config.architectures or [])
+    if backbone.old_names:
+        options = {"key_mapping": backbone.old_names, **options}
     return (backbone.classifier_class if classifies else backbone.model_class).from_pretrained(source, **options)
 
 
