@@ -14,6 +14,7 @@ import torch
 from hub_process import HubProcess
 from local_hub import Fault, File, LocalHub
 from safetensors.torch import load_file, save_file
+from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 from video_files import encode
 
 from conversion.convert_to_hf import convert
@@ -22,21 +23,17 @@ from conversion.model_card import MARK, CardFacts
 from conversion.push_to_hub import Remote, Target, check_tag, find_changes, main
 from conversion.saving import sha256
 from conversion.staging import PushError, run_alone, stage, verify_checkpoint, write_card
-from flux_hf import FluxViTConfig, FluxViTForVideoClassification, FluxViTModel, FluxViTVideoProcessor
+from flux_hf import (
+    FluxForVideoClassification,
+    FluxViTConfig,
+    FluxViTForVideoClassification,
+    FluxViTModel,
+    FluxViTVideoProcessor,
+)
+from flux_hf.checkpoint_files import SOURCE_FILES
 
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
-SOURCE_FILES = {
-    "configuration_fluxvit.py",
-    "token_selection.py",
-    "modeling_fluxvit.py",
-    "video_inputs.py",
-    "video_processing_fluxvit.py",
-    "video_streams.py",
-    "video_transforms.py",
-    "video_decoding.py",
-    "checkpoint_files.py",
-}
 PUSHED = {"README.md", "config.json", "conversion_report.json", "model.safetensors", "video_preprocessor_config.json"}
 
 # Runs where flux_hf cannot be imported; prints the logits of the pipeline's model for a clip, and its labels.
@@ -146,10 +143,25 @@ def test_a_stranger_gets_the_logits_of_before_the_push(hub, client, checkpoint, 
     repository = hub.repository("tester/tiny")
     assert list(repository.titles.values()) == ["initial commit", "Upload FluxViT checkpoint"]
     assert repository.private
-    assert set(repository.contents()) == PUSHED | SOURCE_FILES
+    assert set(repository.contents()) == PUSHED | set(SOURCE_FILES)
     assert repository.contents()["model.safetensors"] == (checkpoint / "model.safetensors").read_bytes()
     assert repository.tags == {"v1.0": repository.branches["main"]}
     assert "the same outputs bit by bit" in result.output and "tagged v1.0" in result.output
+
+
+def test_flux_around_another_encoder_is_pushed_with_a_card_of_its_own(hub, client, tmp_path):
+    config = VideoMAEConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48, image_size=32, num_frames=4
+    )
+    flux = FluxForVideoClassification.from_backbone(VideoMAEForVideoClassification(config))
+    flux.save_pretrained(tmp_path / "flux")
+    FluxViTVideoProcessor(size=32, num_frames=4, patch_size=16).save_pretrained(tmp_path / "flux")
+    result = client.run("command", str(tmp_path / "flux"), "flux-videomae", "--license", "cc-by-nc-4.0")
+    assert result.status == 0, result.errors
+    card = hub.repository("tester/flux-videomae").contents()["README.md"].decode()
+    assert "- flux_video\n" in card and "Flux around videomae samples a video densely" in card
+    assert "| 8 | 4 x 32 |" in card and "| 2 | 4 x 32 |" in card
+    assert "the same outputs bit by bit" in result.output
 
 
 @pytest.mark.slow
@@ -180,7 +192,7 @@ def test_push_to_hub_of_the_classes(hub, client, checkpoint):
     assert len(pieces.commits) == 3 and len(whole.commits) == 2
     assert whole.private and not pieces.private
     for repository in (pieces, whole):
-        assert set(repository.contents()) == (PUSHED | SOURCE_FILES) - {"conversion_report.json"}
+        assert set(repository.contents()) == (PUSHED | set(SOURCE_FILES)) - {"conversion_report.json"}
         weights = repository.contents()["model.safetensors"]
         assert weights == (checkpoint / "model.safetensors").read_bytes()
 
@@ -494,7 +506,10 @@ def change_weights(folder: Path, change) -> None:
         (lambda folder: (folder / "config.json").unlink(), "it has no config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
         (lambda folder: (folder / "video_preprocessor_config.json").unlink(), "has no video processor"),
-        (lambda folder: change_json(folder / "config.json", model_type="vjepa2"), "is not a FluxViT's"),
+        (
+            lambda folder: change_json(folder / "config.json", model_type="vjepa2"),
+            "is of model type 'vjepa2', not one of",
+        ),
         (lambda folder: change_json(folder / "config.json", auto_map={"AutoModel": "x--y.Z"}), "other source files"),
         (lambda folder: change_json(folder / "config.json", architectures=["Other"]), "got \\['Other'\\]"),
         (lambda folder: change_weights(folder, lambda t: t.pop("fc_norm.weight")), "missing_keys: fc_norm.weight"),
