@@ -35,6 +35,7 @@ from .configuration_fluxvit import *
 from .modeling_fluxvit import *
 from .token_selection import *
 from .video_decoding import *
+from .video_frames import *
 from .video_inputs import *
 from .video_processing_fluxvit import *
 from .video_streams import *

@@ -22,24 +22,12 @@ import torch
 from transformers.video_utils import VideoMetadata
 
 from .token_selection import as_count
-from .video_streams import (
-    MediaFile,
-    Stream,
-    VideoDecodeError,
-    best_stream,
-    decode_packet,
-    import_decoder,
-    orientation,
-    packets_of,
-    probe,
-    turn,
-)
+from .video_frames import frames_of_groups, sequential_frames
+from .video_streams import MediaFile, Stream, VideoDecodeError, import_decoder, orientation, probe, turn
 
 
 URL_TIMEOUT_SECONDS = 30.0
 BACKENDS = ("pyav", "decord")
-# Damage is an error of the packet it is in: else FFmpeg conceals it, or marks the frame alone, which may be skipped.
-STRICT = {"err_detect": "explode"}
 
 Source = str | os.PathLike | bytes | bytearray | memoryview | io.IOBase
 IndexSampler = Callable[[VideoMetadata], Sequence[int] | np.ndarray]
@@ -160,12 +148,12 @@ def iter_video_frames(
     _check_whole(file, stream, indices)
     if stream.group_fault is None:
         wanted = np.unique(_choose(file, stream, indices))
-        frames = _frames_of_groups(file, stream, wanted, num_threads)
+        frames = frames_of_groups(file, stream, wanted, num_threads)
         wanted = np.arange(len(wanted))
     else:
-        frames, wanted = _sequential_frames(file, num_threads), None
+        frames, wanted = sequential_frames(file, stream, num_threads), None
         if indices is not None:
-            count = stream.frame_count or sum(1 for _ in _sequential_frames(file, num_threads))
+            count = stream.frame_count or sum(1 for _ in sequential_frames(file, stream, num_threads))
             wanted = np.unique(_choose(file, replace(stream, frame_count=count), indices))
     yield from _chunks(file, frames, wanted, as_count("chunk_frames", chunk_frames))
 
@@ -262,7 +250,7 @@ def _choose(file: MediaFile, stream: Stream, indices: Sequence[int] | np.ndarray
     return chosen.astype(np.int64)
 
 
-# PyAV ----------------------------------------------------------------------------------------------------------------
+# Pictures ------------------------------------------------------------------------------------------------------------
 
 
 class _Converter:
@@ -285,26 +273,6 @@ class _Converter:
         return turn(rgb, self._orientation)
 
 
-def _sequential_frames(file: MediaFile, num_threads: int) -> Iterator:
-    """Every frame of the stream in presentation order."""
-    av = import_decoder("av")
-    try:
-        with file.open() as container:
-            video = best_stream(file, container)
-            video.thread_type = "AUTO"
-            video.codec_context.thread_count = num_threads
-            video.codec_context.options = STRICT
-            has_keyframe = False
-            for packet in packets_of(file, container, video):
-                for frame in decode_packet(packet, strict=has_keyframe):
-                    if frame.is_corrupt:
-                        raise file.error(f"the frame at {frame.time} s is damaged")
-                    yield frame
-                has_keyframe |= packet.is_keyframe
-    except av.FFmpegError as error:
-        raise file.error(error) from error
-
-
 def _read_from_the_start(
     file: MediaFile, stream: Stream, indices: Any, num_threads: int
 ) -> tuple[torch.Tensor, np.ndarray, Stream]:
@@ -324,7 +292,7 @@ def _read_from_the_start(
             if certain:
                 raise
             chosen = np.empty(0, dtype=np.int64)  # count first: the index may exist
-        frames = _sequential_frames(file, num_threads)
+        frames = sequential_frames(file, stream, num_threads)
         picked, seen = _pick(frames, np.unique(chosen), to_the_end=not certain)
         if seen == 0:
             raise file.error("no frame can be decoded")
@@ -337,57 +305,11 @@ def _read_from_the_start(
 
 def _read_groups(file: MediaFile, stream: Stream, wanted: np.ndarray, num_threads: int) -> torch.Tensor:
     """Frames (U, H, W, 3) at the sorted positions `wanted` of a stream in closed groups."""
-    frames = _frames_of_groups(file, stream, wanted, num_threads)
+    frames = frames_of_groups(file, stream, wanted, num_threads)
     picked, seen = _pick(frames, np.arange(len(wanted)))
     if picked is None:
         raise file.error(f"only {seen} of {len(wanted)} frames can be decoded")
     return torch.from_numpy(picked)
-
-
-def _frames_of_groups(
-    file: MediaFile, stream: Stream, wanted: np.ndarray, num_threads: int, only_check: bool = False
-) -> Iterator:
-    """The frames at the sorted positions `wanted`, decoding nothing that they do not depend on.
-
-    Of each group of pictures the packets up to the last wanted one, without those nothing refers to. `only_check`
-    leaves out the work that no error can come from, and the pictures are wrong. Raises VideoDecodeError for damage.
-    """
-    order = np.argsort(stream.packet_times, kind="stable")
-    missing = set(stream.packet_times[order[wanted]].tolist())
-    wanted_packets = np.zeros(len(order), dtype=bool)
-    wanted_packets[order[wanted]] = True
-    needed = wanted_packets.copy()
-    for start, stop in zip(stream.key_packets, [*stream.key_packets[1:], len(order)], strict=True):
-        needed[start:stop] = np.logical_or.accumulate(wanted_packets[start:stop][::-1])[::-1]
-    av, last, position = import_decoder("av"), np.flatnonzero(needed)[-1], -1
-    try:
-        with file.open() as container:
-            video = best_stream(file, container)
-            context = video.codec_context
-            video.thread_type = "AUTO"
-            context.thread_count = num_threads
-            context.options = {**STRICT, **({"skip_loop_filter": "all", "skip_idct": "all"} if only_check else {})}
-            for packet in packets_of(file, container, video):
-                frames = []
-                if packet.size:
-                    position += 1
-                    if position <= last and needed[position]:
-                        context.skip_frame = "DEFAULT" if wanted_packets[position] else "NONREF"
-                        frames = packet.decode()
-                if position >= last:
-                    frames = frames + context.decode(None)
-                for frame in frames:
-                    if frame.is_corrupt:  # what refers to it is damaged too, and not marked
-                        raise file.error(f"the frame at {frame.time} s is damaged")
-                    if frame.pts in missing:
-                        missing.remove(frame.pts)
-                        yield frame
-                if position >= last:
-                    break
-    except av.FFmpegError as error:
-        raise file.error(error) from error
-    if missing:
-        raise file.error(f"{len(missing)} of the {len(wanted)} frames asked for are missing or damaged")
 
 
 def _pick(frames: Iterator, wanted: np.ndarray, to_the_end: bool = False) -> tuple[np.ndarray | None, int]:
@@ -419,7 +341,7 @@ def _read_with_decord(file: MediaFile, stream: Stream, wanted: np.ndarray, num_t
     decord returns patched-up pictures of damaged streams, so that PyAV looks over what it is about to decode first.
     """
     decord = import_decoder("decord")
-    for _ in _frames_of_groups(file, stream, wanted, num_threads, only_check=True):
+    for _ in frames_of_groups(file, stream, wanted, num_threads, only_check=True):
         pass
     reader = None
     try:

@@ -78,10 +78,12 @@ class MediaFile:
         """Its content, to be read anywhere."""
         return open(self.name, "rb") if self.data is None else io.BytesIO(self.data)
 
-    def error(self, reason: str | Exception) -> VideoDecodeError:
-        """The error for this file, with FFmpeg's own words where it raised one."""
+    def error(self, reason: str | Exception, seconds: float | None = None) -> VideoDecodeError:
+        """The error for this file, with FFmpeg's own words where it raised one, and when in the video it is damaged."""
         if isinstance(reason, Exception):
             reason = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
+        if seconds is not None:
+            reason = f"damaged at {seconds:.3f} s: {reason}"
         return VideoDecodeError(self.name, reason)
 
 

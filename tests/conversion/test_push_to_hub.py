@@ -33,6 +33,7 @@ SOURCE_FILES = {
     "video_streams.py",
     "video_transforms.py",
     "video_decoding.py",
+    "video_frames.py",
     "checkpoint_files.py",
 }
 PUSHED = {"README.md", "config.json", "conversion_report.json", "model.safetensors", "video_preprocessor_config.json"}

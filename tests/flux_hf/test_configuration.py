@@ -57,6 +57,7 @@ def test_save_writes_the_hub_files_and_names_all_auto_classes(tmp_path):
         "modeling_fluxvit.py",
         "checkpoint_files.py",
         "video_decoding.py",
+        "video_frames.py",
         "video_inputs.py",
         "video_processing_fluxvit.py",
         "video_streams.py",

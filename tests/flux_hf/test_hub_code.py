@@ -29,6 +29,7 @@ HUB_FILES = {
     "token_selection.py",
     "modeling_fluxvit.py",
     "video_decoding.py",
+    "video_frames.py",
     "video_inputs.py",
     "video_processing_fluxvit.py",
     "video_streams.py",
