@@ -32,6 +32,7 @@ AUTO_MAP = {
 _COMPANIONS = """
 from .checkpoint_files import *
 from .configuration_fluxvit import *
+from .ffmpeg_log import *
 from .modeling_fluxvit import *
 from .token_selection import *
 from .video_decoding import *

@@ -181,9 +181,12 @@ def _chunks(file: MediaFile, frames: Iterator, wanted: np.ndarray | None, chunk_
 
 
 def _check_whole(file: MediaFile, stream: Stream, indices: Indices) -> None:
-    """Raises VideoDecodeError for a file that is cut short, unless frames are asked for that lie in what is there."""
-    if stream.cut_short is not None and (indices is None or callable(indices)):
-        raise file.error(f"it is cut short: {stream.cut_short}")
+    """Raises VideoDecodeError for a damaged container, unless frames are asked for that lie in what is there."""
+    if indices is None or callable(indices):
+        if stream.damage is not None:
+            raise file.error(*stream.damage[1:])
+        if stream.cut_short is not None:
+            raise file.error(f"it is cut short: {stream.cut_short}")
 
 
 def _threads(num_threads: int) -> int:

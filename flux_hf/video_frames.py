@@ -7,13 +7,12 @@ and why.
 """
 
 import importlib
-import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 
+from .ffmpeg_log import errors_said
 from .video_streams import (
     MediaFile,
     Stream,
@@ -22,6 +21,7 @@ from .video_streams import (
     decode_packet,
     import_decoder,
     packets_of,
+    seconds_of,
 )
 
 
@@ -33,78 +33,6 @@ _SHOWN_TIMES = {"mov", "mp4", "matroska", "webm", "mpegts"}
 _NEW_START_SECONDS = 10
 # One frame that is shown at a wrong time leaves a gap of two steps, and halves the step it falls into.
 _UNEVEN = 3
-
-
-# What FFmpeg says ----------------------------------------------------------------------------------------------------
-
-
-class _Ear:
-    """PyAV's logging, switched on while anyone listens, and then back to what it was.
-
-    FFmpeg has one log for the whole process. What other threads say meanwhile is kept from a program that had it off.
-    """
-
-    def __init__(self):
-        self._forget()
-        os.register_at_fork(after_in_child=self._after_fork)
-
-    def _forget(self) -> None:
-        self._lock, self._listeners, self._others = threading.Lock(), 0, None
-
-    def _after_fork(self) -> None:
-        if self._listeners:  # threads that there are not in the child
-            self._restore()
-        self._forget()
-
-    def _restore(self) -> None:
-        log = import_decoder("av").logging
-        log.set_level(self._level)
-        log.set_skip_repeated(self._skips)
-        if self._others is not None:
-            self._others.__exit__(None, None, None)
-
-    def __enter__(self) -> None:
-        log = import_decoder("av").logging
-        with self._lock:
-            if not self._listeners:
-                self._level, self._skips, self._others = log.get_level(), log.get_skip_repeated(), None
-                log.set_skip_repeated(False)  # else the same words about the next file are not heard
-                if self._level is None:
-                    self._others = log.Capture(local=False)
-                    self._others.__enter__()
-                log.set_level(log.ERROR if self._level is None else max(self._level, log.ERROR))
-            self._listeners += 1
-
-    def __exit__(self, *_) -> None:
-        with self._lock:
-            self._listeners -= 1
-            if not self._listeners:
-                self._restore()
-
-
-_EAR = _Ear()
-
-
-@contextmanager
-def errors_said(on: bool) -> Iterator[list[str]]:
-    """The errors that FFmpeg logs in this thread; complete when the block has ended. Only `on`, else none.
-
-    Not for decoding in several threads: those log too, and wait for Python to do so. The caller's log gets all of it.
-    """
-    errors: list[str] = []
-    if not on:
-        yield errors
-        return
-    log, heard = import_decoder("av").logging, []
-    try:
-        with _EAR, log.Capture() as heard:
-            log.log(log.PANIC, "flux_hf", "")  # what comes before is a count of words said earlier
-            yield errors
-    finally:
-        start = next((place for place, (_, name, _) in enumerate(heard) if name == "flux_hf"), 0)
-        errors += [message.strip() for level, _, message in heard[start + 1 :] if level <= log.ERROR]
-        for level, name, message in heard[:start] + heard[start + 1 :]:
-            log.log(level, name, message)
 
 
 # Decoding ------------------------------------------------------------------------------------------------------------
@@ -138,17 +66,17 @@ class _Decoder:
     def decode(self, packet, strict: bool = True) -> list:
         """Frames of a packet, of None those that are left. Raises VideoDecodeError for damage, if `strict`."""
         frames, failed = [], None
-        with errors_said(self._listens) as words:
+        with errors_said(self._listens) as said:
             try:
                 frames = self.context.decode(None) if packet is None else decode_packet(packet, strict)
             except import_decoder("av").FFmpegError as error:
                 failed = error
+            words = said.error()
         if failed is not None or (words and strict and not self._raises):
-            time = None if packet is None else packet.dts if packet.pts is None else packet.pts
-            raise self._damage(time, words[0] if words else failed) from failed
+            raise self._file.error(words or failed, seconds_of(packet) if packet else None) from failed
         for frame in frames:
             if frame.is_corrupt:  # what refers to it is damaged too, and not marked
-                raise self._damage(frame.pts, words[0] if words else "the decoder marks the frame")
+                raise self._damage(frame.pts, words or "the decoder marks the frame")
             self._check_order(frame.pts)
         return frames
 
@@ -195,9 +123,13 @@ def sequential_frames(file: MediaFile, stream: Stream, num_threads: int) -> Iter
     """Every frame of the stream in presentation order. Raises VideoDecodeError for damage."""
 
     def read(explain: bool) -> Iterator:
-        seen, has_keyframe = 0, False
+        seen, packets, has_keyframe = 0, 0, False
         with _decoder(file, num_threads, explain) as decoder:
             for packet in decoder.packets():
+                if stream.damage is not None and packets == stream.damage[0]:
+                    yield from decoder.decode(None)  # so that threads do not tell which frames can be had
+                    raise file.error(*stream.damage[1:])
+                packets += packet.size > 0
                 for frame in decoder.decode(packet, strict=has_keyframe or packet.is_keyframe):
                     seen += 1
                     yield frame

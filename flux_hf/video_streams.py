@@ -17,6 +17,8 @@ from typing import BinaryIO
 import numpy as np
 from transformers.video_utils import VideoMetadata
 
+from .ffmpeg_log import Said, errors_said
+
 
 # Demuxers that would read other files, open the network, or turn plain text into pictures.
 _REFUSED_FORMATS = {"tty", "hls", "concat", "concatf", "dash", "lavfi", "rtsp", "sdp", "bin", "adf", "idf", "xbin"}
@@ -99,6 +101,8 @@ class Stream:
     likely_frame_count: int  # what the packets suggest; true of most files
     group_fault: str | None  # why a group of pictures cannot be read alone; None where it can
     decord_fault: str | None  # why decord would not give the right frames; None where it does
+    # where the container is damaged: packets before it, FFmpeg's words, seconds where known
+    damage: tuple[int, str, float | None] | None = None
     cut_short: str | None = None  # what is missing at the end, as the container itself tells; None where nothing is
     packet_times: np.ndarray | None = None  # (packets,) in decoding order, time base units; where groups can be read
     key_packets: np.ndarray | None = None  # positions of the keyframes among them
@@ -119,11 +123,11 @@ def probe(file: MediaFile) -> Stream:
     """Demuxes the file and decodes its first frame. Raises VideoDecodeError where there is no frame."""
     av = import_decoder("av")
     try:
-        with file.open() as container:
+        with errors_said() as said, file.open() as container:
             formats = set(container.format.name.split(","))
             if formats & _REFUSED_FORMATS:
                 raise file.error(f"not a video file (FFmpeg takes it for {container.format.name!r})")
-            return _scan(file, container, best_stream(file, container), bool(formats & _SEEKABLE_FORMATS))
+            return _scan(file, container, said, bool(formats & _SEEKABLE_FORMATS))
     except av.FFmpegError as error:
         raise file.error(error) from error
 
@@ -151,6 +155,12 @@ def packets_of(file: MediaFile, container, video) -> Iterator:
         yield packet
 
 
+def seconds_of(packet) -> float | None:
+    """When a packet's frame is shown, or decoded where only that is known."""
+    time = packet.dts if packet.pts is None else packet.pts
+    return None if time is None else float(time * packet.time_base)
+
+
 def decode_packet(packet, strict: bool) -> list:
     """Frames of a packet; an empty packet inside the stream has none, the one at its end flushes the decoder.
 
@@ -166,12 +176,15 @@ def decode_packet(packet, strict: bool) -> list:
         return []
 
 
-def _scan(file: MediaFile, container, video, seekable_format: bool) -> Stream:
+def _scan(file: MediaFile, container, said: Said, seekable_format: bool) -> Stream:
     """Reads every packet of the stream."""
+    video = best_stream(file, container)
     codec = video.codec_context.codec.name
     groups = GroupChecker(codec, video.codec_context.extradata, "mov" in container.format.name)
-    first, packets, discarded, empty = None, 0, 0, 0
+    first, packets, discarded, empty, damage, seconds = None, 0, 0, 0, None, None
     for packet in packets_of(file, container, video):
+        if damage is None and (words := said.error(container.format.name)):
+            damage = packets, words, seconds
         if first is None:
             first = next(iter(decode_packet(packet, strict=groups.has_keyframe)), None)
         if packet.size:
@@ -179,11 +192,13 @@ def _scan(file: MediaFile, container, video, seekable_format: bool) -> Stream:
             discarded += packet.is_discard
             empty += packet.size == 1  # XviD writes such packets in place of frames that come later
             groups.add(packet)
+            seconds = seconds_of(packet)
     if first is None:
         raise file.error("no frame can be decoded")
     with file.open_bytes() as content:
         cut_short = _cut_short(content)
-    fault = _group_fault(container, video, first, groups, packets, discarded, seekable_format)
+    fault = "its container is damaged" if damage else None
+    fault = fault or _group_fault(container, video, first, groups, packets, discarded, seekable_format)
     rate = video.average_rate or video.guessed_rate
     if video.duration:
         duration = float(video.duration * video.time_base)
@@ -199,6 +214,7 @@ def _scan(file: MediaFile, container, video, seekable_format: bool) -> Stream:
         likely_frame_count=max(1, packets - discarded - empty),
         group_fault=fault,
         decord_fault=fault or groups.decord_fault or _picture_fault(first),
+        damage=damage,
         cut_short=cut_short,
         packet_times=None if fault else np.array(groups.times),
         key_packets=None if fault else np.array(groups.keys),

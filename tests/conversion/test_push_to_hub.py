@@ -35,6 +35,7 @@ SOURCE_FILES = {
     "video_decoding.py",
     "video_frames.py",
     "checkpoint_files.py",
+    "ffmpeg_log.py",
 }
 PUSHED = {"README.md", "config.json", "conversion_report.json", "model.safetensors", "video_preprocessor_config.json"}
 

@@ -56,6 +56,7 @@ def test_save_writes_the_hub_files_and_names_all_auto_classes(tmp_path):
         "token_selection.py",
         "modeling_fluxvit.py",
         "checkpoint_files.py",
+        "ffmpeg_log.py",
         "video_decoding.py",
         "video_frames.py",
         "video_inputs.py",

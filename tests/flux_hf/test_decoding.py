@@ -319,8 +319,8 @@ def converted(monkeypatch):
 
         monkeypatch.setattr(decoding, name, frames)
 
-    counting("_sequential_frames")
-    counting("_frames_of_groups")
+    counting("sequential_frames")
+    counting("frames_of_groups")
     return count
 
 

@@ -25,6 +25,7 @@ from flux_hf import FluxViTConfig, FluxViTForVideoClassification, FluxViTModel, 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
 HUB_FILES = {
     "checkpoint_files.py",
+    "ffmpeg_log.py",
     "configuration_fluxvit.py",
     "token_selection.py",
     "modeling_fluxvit.py",
