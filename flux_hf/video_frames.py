@@ -1,12 +1,13 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
 """Decodes frames with PyAV, and raises an error for damage: one that is the same for any number of threads.
 
-Codecs that FFmpeg decodes in several threads are asked to raise what they find. Of the others it only logs much, and so
-they are decoded in the calling thread while `errors_said` listens. After damage a second pass, in one thread, says when
-and why.
+The decoders of a few codecs raise what they find, in several threads too. Of the others' damage FFmpeg only logs much,
+and so they work in the calling thread while `errors_said` listens. After damage a second pass, in one thread, gives the
+frames before it, and says when and why.
 """
 
-import importlib
+import itertools
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -27,6 +28,12 @@ from .video_streams import (
 
 # Damage is an error of the packet it is in: else FFmpeg conceals it, or marks the frame alone, which may be skipped.
 STRICT = {"err_detect": "explode"}
+# Codecs whose decoders do so, and find the same in any number of threads: MPEG-4's do not, and DV's only log.
+_RAISING_CODECS = {"h264", "hevc", "vp8", "vp9", "libdav1d"}
+# FFmpeg's AV_PICTURE_TYPE_B
+_B_FRAME = 3
+# No decoder keeps more frames than these for others to refer to.
+_MOST_KEPT = 16
 # Containers that store when a frame is shown; of others FFmpeg may hand out the time it is decoded at.
 _SHOWN_TIMES = {"mov", "mp4", "matroska", "webm", "mpegts"}
 # A broadcast may start anew at another time: a step back by more is no damage, as FFmpeg's `dts_delta_threshold`.
@@ -38,12 +45,6 @@ _UNEVEN = 3
 # Decoding ------------------------------------------------------------------------------------------------------------
 
 
-def _takes_threads(codec) -> bool:
-    """Whether FFmpeg decodes it in several threads, and raises the damage it finds: of DV it only logs it."""
-    can = importlib.import_module("av.codec.codec").Capabilities
-    return bool(codec.capabilities & (can.frame_threads | can.auto_threads)) and codec.name != "dvvideo"
-
-
 class _Decoder:
     """Decodes packets of the best video stream of an open file. `explain`: in one thread, for the cause of damage."""
 
@@ -51,7 +52,7 @@ class _Decoder:
         self._file, self._container = file, container
         self._video = best_stream(file, container)
         self.context = self._video.codec_context
-        self._raises = _takes_threads(self.context.codec)
+        self._raises = self.context.codec.name in _RAISING_CODECS
         self._listens = explain or not self._raises
         self._video.thread_type = "AUTO"
         self.context.thread_count = 1 if self._listens else num_threads
@@ -59,13 +60,15 @@ class _Decoder:
         formats = set(container.format.name.split(","))
         self._has_times, self._may_restart = bool(formats & _SHOWN_TIMES), "mpegts" in formats
         self._last_pts: int | None = None
+        self.at_end = False  # of the stream: what comes out now are frames that were left in the decoder
 
     def packets(self) -> Iterator:
         return packets_of(self._file, self._container, self._video)
 
-    def decode(self, packet, strict: bool = True) -> list:
+    def decode(self, packet, strict: bool = True) -> Iterator:
         """Frames of a packet, of None those that are left. Raises VideoDecodeError for damage, if `strict`."""
         frames, failed = [], None
+        self.at_end = packet is None or (packet.size == 0 and packet.pts is None)
         with errors_said(self._listens) as said:
             try:
                 frames = self.context.decode(None) if packet is None else decode_packet(packet, strict)
@@ -78,7 +81,7 @@ class _Decoder:
             if frame.is_corrupt:  # what refers to it is damaged too, and not marked
                 raise self._damage(frame.pts, words or "the decoder marks the frame")
             self._check_order(frame.pts)
-        return frames
+            yield frame
 
     def _check_order(self, pts: int | None) -> None:
         """The decoder gives frames in the order of their pictures, whatever times the container gives them."""
@@ -109,38 +112,60 @@ def _decoder(file: MediaFile, num_threads: int, explain: bool) -> Iterator[_Deco
         raise file.error(error) from error
 
 
-def _explained(read: Callable[[bool], Iterator]) -> Iterator:
-    """`read(False)`, and after damage `read(True)`: one thread meets it in the stream's order, and raises the error."""
+def _kept_until_sure(frames: Iterator) -> Iterator:
+    """Keeps frames that may refer to later ones until those have come out sound as well."""
+    kept: deque = deque()
+    for frame in frames:
+        kept.append(frame)
+        while kept and (frame.pict_type != _B_FRAME or len(kept) > _MOST_KEPT):
+            yield kept.popleft()
+    yield from kept
+
+
+def _explained(read: Callable[[bool], Iterator], again: bool) -> Iterator:
+    """`read(False)`, and after damage `read(True)`: one thread meets it in the stream's order, and raises the error.
+
+    What threads have not given by then comes from there too. `again`: `read(True)` gives also what was given before.
+    """
+    given = 0
     try:
-        yield from read(False)
+        for frame in read(False):
+            given += again
+            yield frame
     except VideoDecodeError:
-        for _ in read(True):
-            pass
+        yield from itertools.islice(read(True), given, None)
         raise
 
 
 def sequential_frames(file: MediaFile, stream: Stream, num_threads: int) -> Iterator:
     """Every frame of the stream in presentation order. Raises VideoDecodeError for damage."""
 
-    def read(explain: bool) -> Iterator:
-        seen, packets, has_keyframe = 0, 0, False
-        with _decoder(file, num_threads, explain) as decoder:
-            for packet in decoder.packets():
-                if stream.damage is not None and packets == stream.damage[0]:
-                    yield from decoder.decode(None)  # so that threads do not tell which frames can be had
-                    raise file.error(*stream.damage[1:])
-                packets += packet.size > 0
-                for frame in decoder.decode(packet, strict=has_keyframe or packet.is_keyframe):
-                    seen += 1
-                    yield frame
-                has_keyframe |= packet.is_keyframe
-            in_threads = decoder.context.thread_count != 1
-        # PyAV passes over an error in the last packets where other threads gave frames of the ones before
-        if in_threads and seen != stream.likely_frame_count:
-            for _ in read(True):
-                pass
+    def decoded(decoder: _Decoder) -> Iterator:
+        packets, has_keyframe = 0, False
+        for packet in decoder.packets():
+            if stream.damage is not None and packets == stream.damage[0]:
+                yield from decoder.decode(None)
+                raise file.error(*stream.damage[1:])
+            packets += packet.size > 0
+            yield from decoder.decode(packet, strict=has_keyframe or packet.is_keyframe)
+            has_keyframe |= packet.is_keyframe
 
-    return _explained(read)
+    def read(explain: bool) -> Iterator:
+        seen, tail = 0, []
+        with _decoder(file, num_threads, explain) as decoder:
+            for frame in _kept_until_sure(decoded(decoder)):
+                if decoder.at_end and decoder.context.thread_count != 1:
+                    tail.append(frame)
+                    continue
+                seen += 1
+                yield frame
+        # PyAV passes over an error in the last packets where other threads gave frames of the ones before
+        if tail and seen + len(tail) != stream.likely_frame_count:
+            yield from itertools.islice(read(True), seen, None)
+        else:
+            yield from tail
+
+    return _explained(read, again=True)
 
 
 def frames_of_groups(
@@ -154,31 +179,32 @@ def frames_of_groups(
     order = np.argsort(stream.packet_times, kind="stable")
     missing = set(stream.packet_times[order[wanted]].tolist())
     plain, needed = _packets_to_decode(stream, order[wanted])
+    last = np.flatnonzero(needed)[-1]
+
+    def decoded(decoder: _Decoder) -> Iterator:
+        position = -1
+        for packet in decoder.packets():
+            if packet.size:
+                position += 1
+                if position <= last and needed[position]:
+                    decoder.context.skip_frame = "DEFAULT" if plain[position] else "NONREF"
+                    yield from decoder.decode(packet)
+            if position >= last:
+                yield from decoder.decode(None)
+                break
 
     def read(explain: bool) -> Iterator:
-        last, position = np.flatnonzero(needed)[-1], -1
         with _decoder(file, num_threads, explain) as decoder:
             if only_check:
                 decoder.context.options = {**decoder.context.options, "skip_loop_filter": "all", "skip_idct": "all"}
-            for packet in decoder.packets():
-                frames = []
-                if packet.size:
-                    position += 1
-                    if position <= last and needed[position]:
-                        decoder.context.skip_frame = "DEFAULT" if plain[position] else "NONREF"
-                        frames = decoder.decode(packet)
-                if position >= last:
-                    frames = frames + decoder.decode(None)
-                for frame in frames:
-                    if frame.pts in missing:
-                        missing.remove(frame.pts)
-                        yield frame
-                if position >= last:
-                    break
+            for frame in _kept_until_sure(decoded(decoder)):
+                if frame.pts in missing:
+                    missing.remove(frame.pts)
+                    yield frame
         if missing:
             raise file.error(f"{len(missing)} of the {len(wanted)} frames asked for are missing or damaged")
 
-    return _explained(read)
+    return _explained(read, again=False)
 
 
 def _packets_to_decode(stream: Stream, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -201,4 +227,4 @@ def _packets_to_decode(stream: Stream, wanted: np.ndarray) -> tuple[np.ndarray, 
     return plain, needed
 
 
-__all__ = ["errors_said", "sequential_frames", "frames_of_groups"]
+__all__ = ["sequential_frames", "frames_of_groups"]

@@ -82,7 +82,7 @@ def mutant(content: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
 
 
 def ffmpeg_says(program: str, path: Path) -> str:
-    command = [program, "-v", "error", "-i", str(path), "-map", "0:v:0", "-enc_time_base", "-1", "-f", "null", "-"]
+    command = [program, "-v", "error", "-i", str(path), "-map", "0:v:0", "-enc_time_base", "demux", "-f", "null", "-"]
     return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=120).stderr.strip()
 
 
@@ -161,9 +161,7 @@ def kind_of(path: Path) -> str:
 
 
 def table(rows: list[dict]) -> str:
-    lines = [
-        "| file | kind | number | both damaged | both sound | only ffmpeg | only ours | differs | other pictures |"
-    ]
+    lines = ["| file | kind | number | both damaged | both sound | only ffmpeg | only ours | differs | other |"]
     lines.append("|---|---|---:|---:|---:|---:|---:|---:|---:|")
     groups: dict[tuple[str, str], list[dict]] = collections.defaultdict(list)
     for row in rows:
