@@ -147,9 +147,7 @@ def iter_video_frames(
     stream = probe(file)
     _check_whole(file, stream, indices)
     if stream.group_fault is None:
-        wanted = np.unique(_choose(file, stream, indices))
-        frames = frames_of_groups(file, stream, wanted, num_threads)
-        wanted = np.arange(len(wanted))
+        frames, wanted = frames_of_groups(file, stream, np.unique(_choose(file, stream, indices)), num_threads), None
     else:
         frames, wanted = sequential_frames(file, stream, num_threads), None
         if indices is not None:
@@ -309,9 +307,7 @@ def _read_from_the_start(
 def _read_groups(file: MediaFile, stream: Stream, wanted: np.ndarray, num_threads: int) -> torch.Tensor:
     """Frames (U, H, W, 3) at the sorted positions `wanted` of a stream in closed groups."""
     frames = frames_of_groups(file, stream, wanted, num_threads)
-    picked, seen = _pick(frames, np.arange(len(wanted)))
-    if picked is None:
-        raise file.error(f"only {seen} of {len(wanted)} frames can be decoded")
+    picked, _ = _pick(frames, np.arange(len(wanted)), to_the_end=True)  # there a wrong order shows
     return torch.from_numpy(picked)
 
 

@@ -174,7 +174,8 @@ def frames_of_groups(
     """The frames at the sorted positions `wanted`, decoding nothing that they do not depend on.
 
     Of each group of pictures the packets up to the last wanted one, without those nothing refers to. `only_check`
-    leaves out the work that no error can come from, and the pictures are wrong. Raises VideoDecodeError for damage.
+    leaves out the work that no error can come from, and the pictures are wrong. Raises VideoDecodeError for damage, and
+    where one is missing; some of it only after the last frame.
     """
     order = np.argsort(stream.packet_times, kind="stable")
     missing = set(stream.packet_times[order[wanted]].tolist())

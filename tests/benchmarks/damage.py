@@ -145,19 +145,14 @@ def find_program(given: str | None) -> str:
     return program
 
 
-def sources(data: Path | None) -> tuple[list[tuple[str, bytes]], list[Path]]:
-    """(name, content) of what is damaged, and other files to check as they are."""
-    if data is None:
-        return [(name, encoded(*how)) for name, *how in FORMATS], []
-    files = [path for path in sorted(data.rglob("*")) if path.is_file() and path.suffix.lower() not in NOT_VIDEO]
-    small = [path for path in files if path.stat().st_size <= SMALL_BYTES and not whole(str(path), 1)[0]]
-    return [(path.name, path.read_bytes()) for path in small], [path for path in files if path not in small]
-
-
 def kind_of(path: Path) -> str:
-    """Codec and container."""
-    with av.open(str(path), metadata_errors="replace") as container:
-        return f"{container.streams.best('video').codec_context.name} {container.format.name.split(',')[0]}"
+    """Codec and the ending of the name."""
+    try:
+        with av.open(str(path), metadata_errors="replace") as container:
+            codec = container.streams.best("video").codec_context.name
+    except (av.FFmpegError, AttributeError):
+        return "no video"
+    return f"{codec} {path.suffix}"
 
 
 def table(rows: list[dict]) -> str:
@@ -183,32 +178,31 @@ def main() -> None:
     parser.add_argument("--ffmpeg", help="the program; the one on the path, or imageio-ffmpeg's")
     parser.add_argument("--json", type=Path, help="also write all results there")
     options = parser.parse_args()
-    program, rng, rows = find_program(options.ffmpeg), np.random.default_rng(options.seed), []
-    made, others = sources(options.data)
+    program, rng, rows, made = find_program(options.ffmpeg), np.random.default_rng(options.seed), [], []
     with tempfile.TemporaryDirectory() as folder:
-        for path in others:
-            row = {"file": "larger, or damaged as it is", "kind": "as it is", "path": path.name}
-            reason, _ = whole(str(path), 0)
-            rows.append({**row, "ffmpeg": ffmpeg_says(program, path), "ours": reason, "differs": 0, "other": 0})
-        kinds, sound = [], []
-        for number, (name, content) in enumerate(made):
-            path = Path(folder) / f"{number:04d}_{name}"
-            path.write_bytes(content)
-            kinds.append(name if options.data is None else kind_of(path))
-            sound.append(plain_frames(path))
-            row = {"file": kinds[-1], "kind": "as it is", "path": path.name, "ffmpeg": ffmpeg_says(program, path)}
-            rows.append({**row, **check(path, sound[-1])})
+        if options.data is None:
+            files = [Path(folder) / name for name, *_ in FORMATS]
+            for path, (_, *how) in zip(files, FORMATS, strict=True):
+                path.write_bytes(encoded(*how))
+        else:
+            files = [path for path in sorted(options.data.rglob("*")) if path.suffix.lower() not in NOT_VIDEO]
+        for path in filter(Path.is_file, files):
+            ways = [whole(str(path), threads) for threads in (1, 2)]
+            row = {"path": path.name, "ffmpeg": ffmpeg_says(program, path), "ours": ways[0][0], "other": 0}
+            kind = kind_of(path)
+            rows.append({"file": kind, "kind": "as it is", **row, "differs": int(ways[0] != ways[1])})
+            if not ways[0][0] and path.stat().st_size <= SMALL_BYTES:
+                made.append((kind, path))
+        kinds = sorted({kind for kind, _ in made})
         for number in range(options.mutants):
-            # every clip in turn; of a folder's files any, each kind as often as the others
-            chosen = number % len(made)
-            if options.data is not None:
-                kind = sorted(set(kinds))[number % len(set(kinds))]
-                chosen = int(rng.choice([place for place, other in enumerate(kinds) if other == kind]))
-            kind, damaged = mutant(made[chosen][1], rng)
-            path = Path(folder) / f"{options.seed}_{number:04d}_{made[chosen][0]}"
+            # a file of each kind in turn
+            candidates = [path for kind, path in made if kind == kinds[number % len(kinds)]]
+            original = candidates[int(rng.integers(len(candidates)))]
+            kind, damaged = mutant(original.read_bytes(), rng)
+            path = Path(folder) / f"{options.seed}_{number:04d}_{original.name}"
             path.write_bytes(damaged)
-            row = {"file": kinds[chosen], "kind": kind, "path": path.name, "ffmpeg": ffmpeg_says(program, path)}
-            rows.append({**row, **check(path, sound[chosen])})
+            row = {"file": kinds[number % len(kinds)], "kind": kind, "path": path.name}
+            rows.append({**row, "ffmpeg": ffmpeg_says(program, path), **check(path, plain_frames(original))})
             path.unlink()
     print(table(rows))
     for row in rows:
