@@ -15,6 +15,7 @@ class _Ear:
     """PyAV's logging, switched on while anyone listens, and then back to what it was.
 
     FFmpeg has one log for the whole process. What other threads say meanwhile is kept from a program that had it off.
+    It goes off when no decoder's threads are at work, for one of them may be about to log.
     """
 
     def __init__(self):
@@ -23,22 +24,26 @@ class _Ear:
             os.register_at_fork(after_in_child=self._after_fork)
 
     def _forget(self) -> None:
-        self._lock, self._listeners, self._others = threading.Lock(), 0, None
+        self._lock = threading.RLock()  # collecting garbage may end a decoder anywhere
+        self._listeners, self._workers, self._log, self._others = 0, 0, None, None
 
     def _after_fork(self) -> None:
-        if self._listeners:  # threads that there are not in the child
-            self._restore()
+        self._listeners = self._workers = 0  # of threads that there are not in the child
+        self._rest()
         self._forget()
 
-    def _restore(self) -> None:
-        self._log.set_level(self._level)
-        self._log.set_skip_repeated(self._skips)
-        if self._others is not None:
-            self._others.__exit__(None, None, None)
+    def _rest(self) -> None:
+        if self._log is not None and not self._listeners and not self._workers:
+            self._log.set_level(self._level)
+            self._log.set_skip_repeated(self._skips)
+            if self._others is not None:
+                self._others.__exit__(None, None, None)
+            self._log = None
 
-    def __enter__(self) -> None:
+    def listen(self) -> int:
+        """Returns the level of the caller's own log, -1 where it is off."""
         with self._lock:
-            if not self._listeners:
+            if self._log is None:
                 log = self._log = importlib.import_module("av.logging")
                 self._level, self._skips, self._others = log.get_level(), log.get_skip_repeated(), None
                 log.set_skip_repeated(False)  # else the same words about the next file are not heard
@@ -46,16 +51,33 @@ class _Ear:
                     self._others = log.Capture(local=False)
                     self._others.__enter__()
                 log.set_level(log.ERROR if self._level is None else max(self._level, log.ERROR))
+            if self._others is not None:
+                self._others.logs.clear()
             self._listeners += 1
+            return -1 if self._level is None else self._level
 
-    def __exit__(self, *_) -> None:
+    def unlisten(self) -> None:
         with self._lock:
             self._listeners -= 1
-            if not self._listeners:
-                self._restore()
+            self._rest()
+
+    def work(self, workers: int) -> None:
+        with self._lock:
+            self._workers = max(0, self._workers + workers)  # a forked process may end what it did not begin
+            self._rest()
 
 
 _EAR = _Ear()
+
+
+@contextmanager
+def threads_at_work() -> Iterator[None]:
+    """To be held around the life of a decoder with threads of its own."""
+    _EAR.work(1)
+    try:
+        yield
+    finally:
+        _EAR.work(-1)
 
 
 class Said:
@@ -85,15 +107,18 @@ def errors_said(on: bool = True) -> Iterator[Said]:
         yield Said([], 0)
         return
     log, heard, earlier = importlib.import_module("av.logging"), [], []
+    callers_level = _EAR.listen()
     try:
-        with _EAR, log.Capture() as heard:
+        with log.Capture() as heard:
             log.log(log.PANIC, _MARK, "")  # brings out what is left to say of before, a count of repetitions
             earlier = [entry for entry in heard if entry[1] != _MARK]
             heard.clear()
             yield Said(heard, log.ERROR)
     finally:
-        for entry in earlier + heard:
-            log.log(*entry)
+        _EAR.unlisten()
+        for level, part, words in earlier + heard:
+            if level <= callers_level:
+                log.log(level, part, words)
 
 
-__all__ = ["Said", "errors_said"]
+__all__ = ["Said", "errors_said", "threads_at_work"]

@@ -181,10 +181,10 @@ def _chunks(file: MediaFile, frames: Iterator, wanted: np.ndarray | None, chunk_
 def _check_whole(file: MediaFile, stream: Stream, indices: Indices) -> None:
     """Raises VideoDecodeError for a damaged container, unless frames are asked for that lie in what is there."""
     if indices is None or callable(indices):
-        if stream.damage is not None:
-            raise file.error(*stream.damage[1:])
         if stream.cut_short is not None:
             raise file.error(f"it is cut short: {stream.cut_short}")
+        if stream.damage is not None:
+            raise file.error(*stream.damage[1:])
 
 
 def _threads(num_threads: int) -> int:

@@ -9,11 +9,11 @@ frames before it, and says when and why.
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 
-from .ffmpeg_log import errors_said
+from .ffmpeg_log import errors_said, threads_at_work
 from .video_streams import (
     MediaFile,
     Stream,
@@ -28,8 +28,8 @@ from .video_streams import (
 
 # Damage is an error of the packet it is in: else FFmpeg conceals it, or marks the frame alone, which may be skipped.
 STRICT = {"err_detect": "explode"}
-# Codecs whose decoders do so, and find the same in any number of threads: MPEG-4's do not, and DV's only log.
-_RAISING_CODECS = {"h264", "hevc", "vp8", "vp9", "libdav1d"}
+# Codecs whose decoders do so, and find the same in any number of threads. MPEG-4's does not, DV's and AV1's only log.
+_RAISING_CODECS = {"h264", "hevc", "vp8", "vp9"}
 # FFmpeg's AV_PICTURE_TYPE_B
 _B_FRAME = 3
 # No decoder keeps more frames than these for others to refer to.
@@ -67,16 +67,15 @@ class _Decoder:
 
     def decode(self, packet, strict: bool = True) -> Iterator:
         """Frames of a packet, of None those that are left. Raises VideoDecodeError for damage, if `strict`."""
-        frames, failed = [], None
         self.at_end = packet is None or (packet.size == 0 and packet.pts is None)
         with errors_said(self._listens) as said:
             try:
                 frames = self.context.decode(None) if packet is None else decode_packet(packet, strict)
             except import_decoder("av").FFmpegError as error:
-                failed = error
-            words = said.error()
-        if failed is not None or (words and strict and not self._raises):
-            raise self._file.error(words or failed, seconds_of(packet) if packet else None) from failed
+                raise self._file.error(said.error() or error, seconds_of(packet) if packet else None) from error
+        words = said.error()
+        if words and strict and not self._raises:
+            raise self._file.error(words, seconds_of(packet) if packet else None)
         for frame in frames:
             if frame.is_corrupt:  # what refers to it is damaged too, and not marked
                 raise self._damage(frame.pts, words or "the decoder marks the frame")
@@ -100,8 +99,10 @@ class _Decoder:
 @contextmanager
 def _decoder(file: MediaFile, num_threads: int, explain: bool) -> Iterator[_Decoder]:
     try:
-        with file.open() as container:
+        with file.open() as container, ExitStack() as stack:
             decoder = _Decoder(file, container, num_threads, explain)
+            if decoder.context.thread_count != 1:
+                stack.enter_context(threads_at_work())
             try:
                 yield decoder
             finally:
@@ -122,6 +123,10 @@ def _kept_until_sure(frames: Iterator) -> Iterator:
     yield from kept
 
 
+class _FramesLost(Exception):
+    """Not all frames came out in several threads: only one of them tells whether there is damage."""
+
+
 def _explained(read: Callable[[bool], Iterator], again: bool) -> Iterator:
     """`read(False)`, and after damage `read(True)`: one thread meets it in the stream's order, and raises the error.
 
@@ -132,6 +137,8 @@ def _explained(read: Callable[[bool], Iterator], again: bool) -> Iterator:
         for frame in read(False):
             given += again
             yield frame
+    except _FramesLost:
+        yield from itertools.islice(read(True), given, None)
     except VideoDecodeError:
         yield from itertools.islice(read(True), given, None)
         raise
@@ -161,9 +168,8 @@ def sequential_frames(file: MediaFile, stream: Stream, num_threads: int) -> Iter
                 yield frame
         # PyAV passes over an error in the last packets where other threads gave frames of the ones before
         if tail and seen + len(tail) != stream.likely_frame_count:
-            yield from itertools.islice(read(True), seen, None)
-        else:
-            yield from tail
+            raise _FramesLost
+        yield from tail
 
     return _explained(read, again=True)
 
