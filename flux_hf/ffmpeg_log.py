@@ -97,15 +97,12 @@ class Said:
 
 
 @contextmanager
-def errors_said(on: bool = True) -> Iterator[Said]:
-    """Hears the errors that FFmpeg logs in this thread while the block runs; nothing if not `on`.
+def errors_said() -> Iterator[Said]:
+    """Hears the errors that FFmpeg logs in this thread while the block runs.
 
     What is heard goes on to the caller's own log at the end. Not for decoding in several threads: those log too, and
     wait for Python to do so. A log given back to FFmpeg by `av.logging.restore_default_callback` is PyAV's afterwards.
     """
-    if not on:
-        yield Said([], 0)
-        return
     log, heard, earlier = importlib.import_module("av.logging"), [], []
     callers_level = _EAR.listen()
     try:

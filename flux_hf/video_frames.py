@@ -9,11 +9,11 @@ frames before it, and says when and why.
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import numpy as np
 
-from .ffmpeg_log import errors_said, threads_at_work
+from .ffmpeg_log import Said, errors_said, threads_at_work
 from .video_streams import (
     MediaFile,
     Stream,
@@ -30,6 +30,7 @@ from .video_streams import (
 STRICT = {"err_detect": "explode"}
 # Codecs whose decoders do so, and find the same in any number of threads. MPEG-4's does not, DV's and AV1's only log.
 _RAISING_CODECS = {"h264", "hevc", "vp8", "vp9"}
+_DEAF = nullcontext(Said([], 0))
 # FFmpeg's AV_PICTURE_TYPE_B
 _B_FRAME = 3
 # No decoder keeps more frames than these for others to refer to.
@@ -68,14 +69,14 @@ class _Decoder:
     def decode(self, packet, strict: bool = True) -> Iterator:
         """Frames of a packet, of None those that are left. Raises VideoDecodeError for damage, if `strict`."""
         self.at_end = packet is None or (packet.size == 0 and packet.pts is None)
-        with errors_said(self._listens) as said:
+        with errors_said() if self._listens else _DEAF as said:
             try:
                 frames = self.context.decode(None) if packet is None else decode_packet(packet, strict)
             except import_decoder("av").FFmpegError as error:
-                raise self._file.error(said.error() or error, seconds_of(packet) if packet else None) from error
+                raise self._file.error(said.error() or error, seconds_of(packet)) from error
         words = said.error()
         if words and strict and not self._raises:
-            raise self._file.error(words, seconds_of(packet) if packet else None)
+            raise self._file.error(words, seconds_of(packet))
         for frame in frames:
             if frame.is_corrupt:  # what refers to it is damaged too, and not marked
                 raise self._damage(frame.pts, words or "the decoder marks the frame")
@@ -86,10 +87,10 @@ class _Decoder:
         """The decoder gives frames in the order of their pictures, whatever times the container gives them."""
         if not self._has_times or pts is None:
             return
-        back = 0 if self._last_pts is None else self._last_pts - pts
-        restart = self._may_restart and back * self._video.time_base > _NEW_START_SECONDS
-        if self._last_pts is not None and back >= 0 and not restart:
-            raise self._damage(pts, f"the frame before it has the time {float(self._last_pts * self._video.time_base)}")
+        if self._last_pts is not None and pts <= self._last_pts:
+            step, time_base = self._last_pts - pts, self._video.time_base
+            if not (self._may_restart and step * time_base > _NEW_START_SECONDS):
+                raise self._damage(pts, f"the frame before it has the time {float(self._last_pts * time_base):.3f} s")
         self._last_pts = pts
 
     def _damage(self, pts: int | None, reason: str | Exception) -> VideoDecodeError:

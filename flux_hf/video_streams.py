@@ -156,8 +156,8 @@ def packets_of(file: MediaFile, container, video) -> Iterator:
 
 
 def seconds_of(packet) -> float | None:
-    """When a packet's frame is shown, or decoded where only that is known."""
-    time = packet.dts if packet.pts is None else packet.pts
+    """When a packet's frame is shown, or decoded where only that is known. None for no packet."""
+    time = None if packet is None else packet.dts if packet.pts is None else packet.pts
     return None if time is None else float(time * packet.time_base)
 
 
@@ -181,10 +181,10 @@ def _scan(file: MediaFile, container, said: Said, seekable_format: bool) -> Stre
     video = best_stream(file, container)
     codec = video.codec_context.codec.name
     groups = GroupChecker(codec, video.codec_context.extradata, "mov" in container.format.name)
-    first, packets, discarded, empty, damage, seconds = None, 0, 0, 0, None, None
+    first, packets, discarded, empty, damage, last, name = None, 0, 0, 0, None, None, container.format.name
     for packet in packets_of(file, container, video):
-        if damage is None and (words := said.error(container.format.name)):
-            damage = packets, words, seconds
+        if damage is None and (words := said.error(name)):
+            damage = packets, words, seconds_of(last)
         if first is None:
             first = next(iter(decode_packet(packet, strict=groups.has_keyframe)), None)
         if packet.size:
@@ -192,7 +192,7 @@ def _scan(file: MediaFile, container, said: Said, seekable_format: bool) -> Stre
             discarded += packet.is_discard
             empty += packet.size == 1  # XviD writes such packets in place of frames that come later
             groups.add(packet)
-            seconds = seconds_of(packet)
+            last = packet
     if first is None:
         raise file.error("no frame can be decoded")
     with file.open_bytes() as content:

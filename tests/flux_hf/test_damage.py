@@ -160,7 +160,10 @@ def zeroed(content, number, share=0.5, count=8, fill=0):
 
 LOGGED = {
     "gif": ({"container": "gif", "codec": "gif", "pix_fmt": "rgb8"}, "LZW decode failed"),
-    "dv": ({"container": "avi", "codec": "dvvideo", "size": (720, 576)}, "AC EOB marker is absent|Concealing bitstream errors"),
+    "dv": (
+        {"container": "avi", "codec": "dvvideo", "size": (720, 576)},
+        "AC EOB marker|Concealing",
+    ),
     "wmv": ({"container": "avi", "codec": "wmv2"}, "ignoring overflow|damaged|Error at MB|overflow"),
     "mpeg4": ({"container": "avi", "codec": "mpeg4"}, "damaged|Error at MB|slice end|header|f_code|marks the frame"),
 }
