@@ -11,6 +11,7 @@ import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from types import ModuleType
 from typing import BinaryIO
 
@@ -32,6 +33,8 @@ _EQUAL_PIXEL_FORMATS = {"yuv420p", "yuvj420p"}
 # FFmpeg works around faults of early x264 builds, known by a note in the first packet alone: a decoder that starts
 # elsewhere does not. In 4:4:4 builds were at fault for longer.
 _OLD_ENCODER, _OLD_ENCODER_444 = 68, 151
+# So many kinds of side data more than PyAV knows of may FFmpeg have.
+_UNKNOWN_SIDE_DATA = 16
 # FFmpeg's AV_DISPOSITION_ATTACHED_PIC
 _COVER_PICTURE = 0x400
 
@@ -375,10 +378,23 @@ def _display_matrix(frame) -> list[int] | None:
     """The first five numbers of a frame's display matrix, where it has one."""
     try:
         data = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # PyAV does not know what lies beside it, such as Exif; a mirror is not seen then
-        turns = round(frame.rotation / 90) % 4  # anticlockwise
-        return {1: [0, -1, 0, 1, 0], 2: [-1, 0, 0, 0, -1], 3: [0, 1, 0, -1, 0]}.get(turns)
+    except ValueError:  # PyAV does not know what lies beside it, such as Exif
+        data = _with_known_side_data(frame).side_data.get("DISPLAYMATRIX")
     return None if data is None else np.frombuffer(bytes(data), dtype=np.int32)[:5].tolist()
+
+
+def _with_known_side_data(frame):
+    """The frame without those parts that PyAV has no name for."""
+    graph = importlib.import_module("av.filter").Graph()
+    first = max(kind.value for kind in importlib.import_module("av.sidedata.sidedata").Type) + 1
+    links = [
+        graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1)),
+        *(graph.add("sidedata", f"mode=delete:type={kind}") for kind in range(first, first + _UNKNOWN_SIDE_DATA)),
+        graph.add("buffersink"),
+    ]
+    graph.link_nodes(*links).configure()
+    graph.push(frame)
+    return graph.pull()
 
 
 def orientation(frame) -> tuple[bool, bool, bool]:

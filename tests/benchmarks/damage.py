@@ -191,7 +191,7 @@ def main() -> None:
             row = {"path": path.name, "ffmpeg": ffmpeg_says(program, path), "ours": ways[0][0], "other": 0}
             kind = kind_of(path)
             rows.append({"file": kind, "kind": "as it is", **row, "differs": int(ways[0] != ways[1])})
-            if not ways[0][0] and path.stat().st_size <= SMALL_BYTES:
+            if not ways[0][0] and (options.data is None or path.stat().st_size <= SMALL_BYTES):
                 made.append((kind, path))
         kinds = sorted({kind for kind, _ in made})
         for number in range(options.mutants):
