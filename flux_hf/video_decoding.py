@@ -77,7 +77,8 @@ def decode_video(
         source: a path, an http(s) URL, the bytes of a file, or a binary file object (read from where it stands).
         indices: which frames, in any order, repeated at will; or a function that gets the metadata, whose
             `total_num_frames` is the true number of frames, and returns them; None for all.
-        num_threads: decoding threads; 0 lets the decoder choose, and means 1 inside a DataLoader worker.
+        num_threads: decoding threads; 0 lets the decoder choose, and means 1 inside a DataLoader worker. Result and
+            error do not depend on it. Codecs other than H.264, HEVC, VP8 and VP9 are decoded in one.
         backend: "pyav", or "decord", which reads the same frames of some files, and refuses the others.
 
     Returns:
@@ -87,7 +88,7 @@ def decode_video(
     Raises:
         VideoDecodeError: not a video, damaged where it was read, cut short (unless `indices` are a list of frames that
             are there), a URL that cannot be fetched, or a file whose frames decord would not give exactly. Damage is
-            what FFmpeg raises as an error; of GIF, DV and WMV it only logs much.
+            what FFmpeg's decoder or container reader raises, marks or logs as an error, and frames out of order.
         FileNotFoundError, IsADirectoryError, PermissionError: as `open` would.
         ValueError: an index outside the video, or an unknown backend.
         ImportError: the decoder is not installed.

@@ -155,6 +155,8 @@ def sequential_frames(file: MediaFile, stream: Stream, num_threads: int) -> Iter
                 yield from decoder.decode(None)
                 raise file.error(*stream.damage[1:])
             packets += packet.size > 0
+            if packet.pts is not None and packet.dts is not None and packet.pts < packet.dts:
+                packet.pts = None  # shown before it is decoded: a wrong time, which its place in the order replaces
             yield from decoder.decode(packet, strict=has_keyframe or packet.is_keyframe)
             has_keyframe |= packet.is_keyframe
 

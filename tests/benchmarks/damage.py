@@ -98,7 +98,8 @@ def plain_frames(path: Path) -> list[tuple[float | None, str]]:
             video = container.streams.best("video")
             video.thread_type = "AUTO"  # as the program's; by slices HEVC is concealed otherwise
             for frame in container.decode(video):
-                image = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
+                turns = {90: 1, 180: 2, -180: 2, -90: 3}.get(frame.rotation, 0)
+                image = np.rot90(frame.to_ndarray(format="rgb24"), turns)
                 frames.append((frame.time, digest(image)))
     except (av.FFmpegError, AttributeError, IndexError):
         pass  # the frames before it are what counts; no video stream, or one that appears midway
