@@ -40,6 +40,7 @@ from .budget_heads import *
 from .checkpoint_files import *
 from .configuration_flux import *
 from .configuration_fluxvit import *
+from .ffmpeg_log import *
 from .flux_backbones import *
 from .flux_videomae import *
 from .flux_vivit import *
@@ -49,6 +50,7 @@ from .modeling_fluxvit import *
 from .patch_grids import *
 from .token_selection import *
 from .video_decoding import *
+from .video_frames import *
 from .video_inputs import *
 from .video_processing_fluxvit import *
 from .video_streams import *

@@ -22,24 +22,12 @@ import torch
 from transformers.video_utils import VideoMetadata
 
 from .token_selection import as_count
-from .video_streams import (
-    MediaFile,
-    Stream,
-    VideoDecodeError,
-    best_stream,
-    decode_packet,
-    import_decoder,
-    orientation,
-    packets_of,
-    probe,
-    turn,
-)
+from .video_frames import frames_of_groups, sequential_frames
+from .video_streams import MediaFile, Stream, VideoDecodeError, import_decoder, orientation, probe, turn
 
 
 URL_TIMEOUT_SECONDS = 30.0
 BACKENDS = ("pyav", "decord")
-# Damage is an error of the packet it is in: else FFmpeg conceals it, or marks the frame alone, which may be skipped.
-STRICT = {"err_detect": "explode"}
 
 Source = str | os.PathLike | bytes | bytearray | memoryview | io.IOBase
 IndexSampler = Callable[[VideoMetadata], Sequence[int] | np.ndarray]
@@ -89,7 +77,8 @@ def decode_video(
         source: a path, an http(s) URL, the bytes of a file, or a binary file object (read from where it stands).
         indices: which frames, in any order, repeated at will; or a function that gets the metadata, whose
             `total_num_frames` is the true number of frames, and returns them; None for all.
-        num_threads: decoding threads; 0 lets the decoder choose, and means 1 inside a DataLoader worker.
+        num_threads: decoding threads; 0 lets the decoder choose, and means 1 inside a DataLoader worker. Result and
+            error do not depend on it. Codecs other than H.264, HEVC, VP8 and VP9 are decoded in one.
         backend: "pyav", or "decord", which reads the same frames of some files, and refuses the others.
 
     Returns:
@@ -99,7 +88,7 @@ def decode_video(
     Raises:
         VideoDecodeError: not a video, damaged where it was read, cut short (unless `indices` are a list of frames that
             are there), a URL that cannot be fetched, or a file whose frames decord would not give exactly. Damage is
-            what FFmpeg raises as an error; of GIF, DV and WMV it only logs much.
+            what FFmpeg's decoder or container reader raises, marks or logs as an error, and frames out of order.
         FileNotFoundError, IsADirectoryError, PermissionError: as `open` would.
         ValueError: an index outside the video, or an unknown backend.
         ImportError: the decoder is not installed.
@@ -159,13 +148,11 @@ def iter_video_frames(
     stream = probe(file)
     _check_whole(file, stream, indices)
     if stream.group_fault is None:
-        wanted = np.unique(_choose(file, stream, indices))
-        frames = _frames_of_groups(file, stream, wanted, num_threads)
-        wanted = np.arange(len(wanted))
+        frames, wanted = frames_of_groups(file, stream, np.unique(_choose(file, stream, indices)), num_threads), None
     else:
-        frames, wanted = _sequential_frames(file, num_threads), None
+        frames, wanted = sequential_frames(file, stream, num_threads), None
         if indices is not None:
-            count = stream.frame_count or sum(1 for _ in _sequential_frames(file, num_threads))
+            count = stream.frame_count or sum(1 for _ in sequential_frames(file, stream, num_threads))
             wanted = np.unique(_choose(file, replace(stream, frame_count=count), indices))
     yield from _chunks(file, frames, wanted, as_count("chunk_frames", chunk_frames))
 
@@ -193,9 +180,12 @@ def _chunks(file: MediaFile, frames: Iterator, wanted: np.ndarray | None, chunk_
 
 
 def _check_whole(file: MediaFile, stream: Stream, indices: Indices) -> None:
-    """Raises VideoDecodeError for a file that is cut short, unless frames are asked for that lie in what is there."""
-    if stream.cut_short is not None and (indices is None or callable(indices)):
-        raise file.error(f"it is cut short: {stream.cut_short}")
+    """Raises VideoDecodeError for a damaged container, unless frames are asked for that lie in what is there."""
+    if indices is None or callable(indices):
+        if stream.cut_short is not None:
+            raise file.error(f"it is cut short: {stream.cut_short}")
+        if stream.damage is not None:
+            raise file.error(*stream.damage[1:])
 
 
 def _threads(num_threads: int) -> int:
@@ -262,7 +252,7 @@ def _choose(file: MediaFile, stream: Stream, indices: Sequence[int] | np.ndarray
     return chosen.astype(np.int64)
 
 
-# PyAV ----------------------------------------------------------------------------------------------------------------
+# Pictures ------------------------------------------------------------------------------------------------------------
 
 
 class _Converter:
@@ -285,26 +275,6 @@ class _Converter:
         return turn(rgb, self._orientation)
 
 
-def _sequential_frames(file: MediaFile, num_threads: int) -> Iterator:
-    """Every frame of the stream in presentation order."""
-    av = import_decoder("av")
-    try:
-        with file.open() as container:
-            video = best_stream(file, container)
-            video.thread_type = "AUTO"
-            video.codec_context.thread_count = num_threads
-            video.codec_context.options = STRICT
-            has_keyframe = False
-            for packet in packets_of(file, container, video):
-                for frame in decode_packet(packet, strict=has_keyframe):
-                    if frame.is_corrupt:
-                        raise file.error(f"the frame at {frame.time} s is damaged")
-                    yield frame
-                has_keyframe |= packet.is_keyframe
-    except av.FFmpegError as error:
-        raise file.error(error) from error
-
-
 def _read_from_the_start(
     file: MediaFile, stream: Stream, indices: Any, num_threads: int
 ) -> tuple[torch.Tensor, np.ndarray, Stream]:
@@ -324,7 +294,7 @@ def _read_from_the_start(
             if certain:
                 raise
             chosen = np.empty(0, dtype=np.int64)  # count first: the index may exist
-        frames = _sequential_frames(file, num_threads)
+        frames = sequential_frames(file, stream, num_threads)
         picked, seen = _pick(frames, np.unique(chosen), to_the_end=not certain)
         if seen == 0:
             raise file.error("no frame can be decoded")
@@ -337,57 +307,9 @@ def _read_from_the_start(
 
 def _read_groups(file: MediaFile, stream: Stream, wanted: np.ndarray, num_threads: int) -> torch.Tensor:
     """Frames (U, H, W, 3) at the sorted positions `wanted` of a stream in closed groups."""
-    frames = _frames_of_groups(file, stream, wanted, num_threads)
-    picked, seen = _pick(frames, np.arange(len(wanted)))
-    if picked is None:
-        raise file.error(f"only {seen} of {len(wanted)} frames can be decoded")
+    frames = frames_of_groups(file, stream, wanted, num_threads)
+    picked, _ = _pick(frames, np.arange(len(wanted)), to_the_end=True)  # there a wrong order shows
     return torch.from_numpy(picked)
-
-
-def _frames_of_groups(
-    file: MediaFile, stream: Stream, wanted: np.ndarray, num_threads: int, only_check: bool = False
-) -> Iterator:
-    """The frames at the sorted positions `wanted`, decoding nothing that they do not depend on.
-
-    Of each group of pictures the packets up to the last wanted one, without those nothing refers to. `only_check`
-    leaves out the work that no error can come from, and the pictures are wrong. Raises VideoDecodeError for damage.
-    """
-    order = np.argsort(stream.packet_times, kind="stable")
-    missing = set(stream.packet_times[order[wanted]].tolist())
-    wanted_packets = np.zeros(len(order), dtype=bool)
-    wanted_packets[order[wanted]] = True
-    needed = wanted_packets.copy()
-    for start, stop in zip(stream.key_packets, [*stream.key_packets[1:], len(order)], strict=True):
-        needed[start:stop] = np.logical_or.accumulate(wanted_packets[start:stop][::-1])[::-1]
-    av, last, position = import_decoder("av"), np.flatnonzero(needed)[-1], -1
-    try:
-        with file.open() as container:
-            video = best_stream(file, container)
-            context = video.codec_context
-            video.thread_type = "AUTO"
-            context.thread_count = num_threads
-            context.options = {**STRICT, **({"skip_loop_filter": "all", "skip_idct": "all"} if only_check else {})}
-            for packet in packets_of(file, container, video):
-                frames = []
-                if packet.size:
-                    position += 1
-                    if position <= last and needed[position]:
-                        context.skip_frame = "DEFAULT" if wanted_packets[position] else "NONREF"
-                        frames = packet.decode()
-                if position >= last:
-                    frames = frames + context.decode(None)
-                for frame in frames:
-                    if frame.is_corrupt:  # what refers to it is damaged too, and not marked
-                        raise file.error(f"the frame at {frame.time} s is damaged")
-                    if frame.pts in missing:
-                        missing.remove(frame.pts)
-                        yield frame
-                if position >= last:
-                    break
-    except av.FFmpegError as error:
-        raise file.error(error) from error
-    if missing:
-        raise file.error(f"{len(missing)} of the {len(wanted)} frames asked for are missing or damaged")
 
 
 def _pick(frames: Iterator, wanted: np.ndarray, to_the_end: bool = False) -> tuple[np.ndarray | None, int]:
@@ -419,7 +341,7 @@ def _read_with_decord(file: MediaFile, stream: Stream, wanted: np.ndarray, num_t
     decord returns patched-up pictures of damaged streams, so that PyAV looks over what it is about to decode first.
     """
     decord = import_decoder("decord")
-    for _ in _frames_of_groups(file, stream, wanted, num_threads, only_check=True):
+    for _ in frames_of_groups(file, stream, wanted, num_threads, only_check=True):
         pass
     reader = None
     try:

@@ -11,11 +11,14 @@ import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from types import ModuleType
 from typing import BinaryIO
 
 import numpy as np
 from transformers.video_utils import VideoMetadata
+
+from .ffmpeg_log import Said, errors_said
 
 
 # Demuxers that would read other files, open the network, or turn plain text into pictures.
@@ -30,6 +33,8 @@ _EQUAL_PIXEL_FORMATS = {"yuv420p", "yuvj420p"}
 # FFmpeg works around faults of early x264 builds, known by a note in the first packet alone: a decoder that starts
 # elsewhere does not. In 4:4:4 builds were at fault for longer.
 _OLD_ENCODER, _OLD_ENCODER_444 = 68, 151
+# So many kinds of side data more than PyAV knows of may FFmpeg have.
+_UNKNOWN_SIDE_DATA = 16
 # FFmpeg's AV_DISPOSITION_ATTACHED_PIC
 _COVER_PICTURE = 0x400
 
@@ -78,10 +83,12 @@ class MediaFile:
         """Its content, to be read anywhere."""
         return open(self.name, "rb") if self.data is None else io.BytesIO(self.data)
 
-    def error(self, reason: str | Exception) -> VideoDecodeError:
-        """The error for this file, with FFmpeg's own words where it raised one."""
+    def error(self, reason: str | Exception, seconds: float | None = None) -> VideoDecodeError:
+        """The error for this file, with FFmpeg's own words where it raised one, and when in the video it is damaged."""
         if isinstance(reason, Exception):
             reason = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
+        if seconds is not None:
+            reason = f"damaged at {seconds:.3f} s: {reason}"
         return VideoDecodeError(self.name, reason)
 
 
@@ -97,6 +104,8 @@ class Stream:
     likely_frame_count: int  # what the packets suggest; true of most files
     group_fault: str | None  # why a group of pictures cannot be read alone; None where it can
     decord_fault: str | None  # why decord would not give the right frames; None where it does
+    # where the container is damaged: packets before it, FFmpeg's words, seconds where known
+    damage: tuple[int, str, float | None] | None = None
     cut_short: str | None = None  # what is missing at the end, as the container itself tells; None where nothing is
     packet_times: np.ndarray | None = None  # (packets,) in decoding order, time base units; where groups can be read
     key_packets: np.ndarray | None = None  # positions of the keyframes among them
@@ -117,11 +126,11 @@ def probe(file: MediaFile) -> Stream:
     """Demuxes the file and decodes its first frame. Raises VideoDecodeError where there is no frame."""
     av = import_decoder("av")
     try:
-        with file.open() as container:
+        with errors_said() as said, file.open() as container:
             formats = set(container.format.name.split(","))
             if formats & _REFUSED_FORMATS:
                 raise file.error(f"not a video file (FFmpeg takes it for {container.format.name!r})")
-            return _scan(file, container, best_stream(file, container), bool(formats & _SEEKABLE_FORMATS))
+            return _scan(file, container, said, bool(formats & _SEEKABLE_FORMATS))
     except av.FFmpegError as error:
         raise file.error(error) from error
 
@@ -149,6 +158,12 @@ def packets_of(file: MediaFile, container, video) -> Iterator:
         yield packet
 
 
+def seconds_of(packet) -> float | None:
+    """When a packet's frame is shown, or decoded where only that is known. None for no packet."""
+    time = None if packet is None else packet.dts if packet.pts is None else packet.pts
+    return None if time is None else float(time * packet.time_base)
+
+
 def decode_packet(packet, strict: bool) -> list:
     """Frames of a packet; an empty packet inside the stream has none, the one at its end flushes the decoder.
 
@@ -164,12 +179,15 @@ def decode_packet(packet, strict: bool) -> list:
         return []
 
 
-def _scan(file: MediaFile, container, video, seekable_format: bool) -> Stream:
+def _scan(file: MediaFile, container, said: Said, seekable_format: bool) -> Stream:
     """Reads every packet of the stream."""
+    video = best_stream(file, container)
     codec = video.codec_context.codec.name
     groups = GroupChecker(codec, video.codec_context.extradata, "mov" in container.format.name)
-    first, packets, discarded, empty = None, 0, 0, 0
+    first, packets, discarded, empty, damage, last, name = None, 0, 0, 0, None, None, container.format.name
     for packet in packets_of(file, container, video):
+        if damage is None and (words := said.error(name)):
+            damage = packets, words, seconds_of(last)
         if first is None:
             first = next(iter(decode_packet(packet, strict=groups.has_keyframe)), None)
         if packet.size:
@@ -177,11 +195,13 @@ def _scan(file: MediaFile, container, video, seekable_format: bool) -> Stream:
             discarded += packet.is_discard
             empty += packet.size == 1  # XviD writes such packets in place of frames that come later
             groups.add(packet)
+            last = packet
     if first is None:
         raise file.error("no frame can be decoded")
     with file.open_bytes() as content:
         cut_short = _cut_short(content)
-    fault = _group_fault(container, video, first, groups, packets, discarded, seekable_format)
+    fault = "its container is damaged" if damage else None
+    fault = fault or _group_fault(container, video, first, groups, packets, discarded, seekable_format)
     rate = video.average_rate or video.guessed_rate
     if video.duration:
         duration = float(video.duration * video.time_base)
@@ -197,6 +217,7 @@ def _scan(file: MediaFile, container, video, seekable_format: bool) -> Stream:
         likely_frame_count=max(1, packets - discarded - empty),
         group_fault=fault,
         decord_fault=fault or groups.decord_fault or _picture_fault(first),
+        damage=damage,
         cut_short=cut_short,
         packet_times=None if fault else np.array(groups.times),
         key_packets=None if fault else np.array(groups.keys),
@@ -357,10 +378,23 @@ def _display_matrix(frame) -> list[int] | None:
     """The first five numbers of a frame's display matrix, where it has one."""
     try:
         data = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # PyAV does not know what lies beside it, such as Exif; a mirror is not seen then
-        turns = round(frame.rotation / 90) % 4  # anticlockwise
-        return {1: [0, -1, 0, 1, 0], 2: [-1, 0, 0, 0, -1], 3: [0, 1, 0, -1, 0]}.get(turns)
+    except ValueError:  # PyAV does not know what lies beside it, such as Exif
+        data = _with_known_side_data(frame).side_data.get("DISPLAYMATRIX")
     return None if data is None else np.frombuffer(bytes(data), dtype=np.int32)[:5].tolist()
+
+
+def _with_known_side_data(frame):
+    """The frame without those parts that PyAV has no name for."""
+    graph = importlib.import_module("av.filter").Graph()
+    first = max(kind.value for kind in importlib.import_module("av.sidedata.sidedata").Type) + 1
+    links = [
+        graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1)),
+        *(graph.add("sidedata", f"mode=delete:type={kind}") for kind in range(first, first + _UNKNOWN_SIDE_DATA)),
+        graph.add("buffersink"),
+    ]
+    graph.link_nodes(*links).configure()
+    graph.push(frame)
+    return graph.pull()
 
 
 def orientation(frame) -> tuple[bool, bool, bool]:

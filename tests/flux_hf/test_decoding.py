@@ -21,6 +21,7 @@ import torch
 import video_files
 
 import flux_hf.video_decoding as decoding
+import flux_hf.video_frames as video_frames
 import flux_hf.video_streams as streams
 from flux_hf.video_decoding import VideoDecodeError, decode_video, iter_video_frames
 
@@ -319,8 +320,8 @@ def converted(monkeypatch):
 
         monkeypatch.setattr(decoding, name, frames)
 
-    counting("_sequential_frames")
-    counting("_frames_of_groups")
+    counting("sequential_frames")
+    counting("frames_of_groups")
     return count
 
 
@@ -379,9 +380,9 @@ class CountedPacket:
 @pytest.mark.parametrize("container", ["mp4", "mkv"])
 def test_a_sparse_read_of_an_hour_decodes_a_few_groups(tmp_path, monkeypatch, container):
     path, decoded = an_hour(tmp_path / f"hour.{container}"), []
-    real = decoding.packets_of
+    real = video_frames.packets_of
     monkeypatch.setattr(
-        decoding, "packets_of", lambda *arguments: (CountedPacket(packet, decoded) for packet in real(*arguments))
+        video_frames, "packets_of", lambda *arguments: (CountedPacket(packet, decoded) for packet in real(*arguments))
     )
     indices = np.linspace(0, 14399, 12).round().astype(int)
     frames, metadata = decode_video(path, indices)

@@ -26,6 +26,7 @@ GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
 HUB_FILES = {
     "budget_heads.py",
     "checkpoint_files.py",
+    "ffmpeg_log.py",
     "configuration_flux.py",
     "configuration_fluxvit.py",
     "flux_backbones.py",
@@ -37,6 +38,7 @@ HUB_FILES = {
     "patch_grids.py",
     "token_selection.py",
     "video_decoding.py",
+    "video_frames.py",
     "video_inputs.py",
     "video_processing_fluxvit.py",
     "video_streams.py",

@@ -168,8 +168,8 @@ def two_video_streams() -> bytes:
 def changing_size() -> bytes:
     """20 frames of 160x96, then 20 of 96x64: Annex B H.264 streams one after another, parameters inside the stream."""
     parts = [
-        encode("libx264", 20, size=(160, 96), container="h264"),
-        encode("libx264", 20, size=(96, 64), container="h264", first=20),
+        encode("libx264", 20, size=(160, 96), container="h264", options={"bf": "0"}),
+        encode("libx264", 20, size=(96, 64), container="h264", options={"bf": "0"}, first=20),
     ]
     buffer = io.BytesIO()
     with av.open(io.BytesIO(b"".join(parts)), format="h264") as source, av.open(buffer, "w", format="matroska") as out:
