@@ -15,7 +15,8 @@ from flux_hf import FluxViTConfig, FluxViTForVideoClassification, FluxViTVideoPr
 
 REPOSITORY = Path(__file__).parents[1]
 README = REPOSITORY / "README.md"
-READMES = [README, *(REPOSITORY / f"{room}/README.md" for room in ("flux_hf", "training", "training/study", "conversion"))]
+ROOMS = ("flux_hf", "training", "training/study", "conversion")
+READMES = [README, *(REPOSITORY / f"{room}/README.md" for room in ROOMS)]
 
 
 def python_blocks() -> list[str]:
