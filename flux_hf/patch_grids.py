@@ -34,7 +34,9 @@ def check_keep_indices(keep_indices: Tensor, batch: int, num_patches: int) -> No
             f"keep_indices must be (batch={batch}, kept tokens between 1 and {num_patches}), "
             f"got shape {tuple(keep_indices.shape)}"
         )
-    can_look = keep_indices.device.type == "cpu" and not torch.compiler.is_compiling()  # a GPU would stall
+    # a GPU would stall, and a fake tensor has no values
+    can_look = keep_indices.device.type == "cpu" and type(keep_indices) is Tensor
+    can_look = can_look and not torch.compiler.is_compiling()
     if can_look and (keep_indices.min() < 0 or keep_indices.max() >= num_patches):
         raise ValueError(
             f"keep_indices must lie in [0, {num_patches}), got {keep_indices.min()} to {keep_indices.max()}"

@@ -3,6 +3,7 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoConfig
 
 from flux_hf import FluxViTConfig
+from flux_hf.checkpoint_files import SOURCE_FILES
 
 
 def test_default_is_small():
@@ -50,20 +51,7 @@ def test_round_trip_keeps_every_field(tmp_path):
 def test_save_writes_the_hub_files_and_names_all_auto_classes(tmp_path):
     FluxViTConfig().save_pretrained(tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {
-        "config.json",
-        "configuration_fluxvit.py",
-        "token_selection.py",
-        "modeling_fluxvit.py",
-        "checkpoint_files.py",
-        "ffmpeg_log.py",
-        "video_decoding.py",
-        "video_frames.py",
-        "video_inputs.py",
-        "video_processing_fluxvit.py",
-        "video_streams.py",
-        "video_transforms.py",
-    }
+    assert names == {"config.json", *SOURCE_FILES}  # which these are is frozen in test_hub_code.py
     auto_map = FluxViTConfig.from_pretrained(tmp_path).auto_map
     assert set(auto_map) == {"AutoConfig", "AutoModel", "AutoModelForVideoClassification", "AutoVideoProcessor"}
 
