@@ -103,13 +103,9 @@ def decode_with_decord(path: str, seed: int) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def decode_ours(path: str, seed: int, verify: bool = True) -> Tensor:
-    clip = VideoFile(path, None, path, verify=verify, num_threads=1)
+def decode_ours(path: str, seed: int) -> Tensor:
+    clip = VideoFile(path, None, path, num_threads=1)
     return clip.read(lambda total_frames: pick_frames(total_frames, seed))
-
-
-def decode_ours_unverified(path: str, seed: int) -> Tensor:
-    return decode_ours(path, seed, verify=False)
 
 
 OURS = ClipAugment(CONFIG)
@@ -127,7 +123,6 @@ RIVAL = "Pillow, a frame at a time"
 WAYS: dict[str, tuple[Callable, Callable]] = {  # (decode, augment)
     RIVAL: (decode_with_decord, augment_with_pillow),
     "ours": (decode_ours, augment_ours),
-    "ours, verify=False": (decode_ours_unverified, augment_ours),
     "ours, the rest on the device": (decode_ours, crop_ours),
 }
 
