@@ -8,7 +8,7 @@ Takes every flag of `TrainingArguments`. Flux's own training (several budgets, c
 `training.finetune`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,8 +39,8 @@ class ScriptArguments(HeldOutArguments):
 class TrainerClips(Dataset):
     """Clips of one shape by plain index, as Trainer asks for them: `pixel_values_videos` (T, 3, S, S), `labels` ()."""
 
-    def __init__(self, clips: ClipDataset, augment: ClipAugment, num_frames: int, size: int):
-        self.clips, self.augment, self.num_frames, self.size = clips, augment, num_frames, size
+    def __init__(self, clips: ClipDataset, num_frames: int, size: int):
+        self.clips, self.num_frames, self.size = clips, num_frames, size
         self.times_read = [0] * len(clips)
 
     def __len__(self) -> int:
@@ -54,9 +54,7 @@ class TrainerClips(Dataset):
         request = ClipRequest(index, self.num_frames, self.size, epoch)
         self.times_read[index] += 1
         sample = self.clips[request]
-        # Trainer gives the model what a data set gives: float32 it is, and four times the memory of the loop's batches
-        videos = self.augment.finish(sample["pixel_values_videos"], sample["erasing"], sample["seeds"])
-        return {"pixel_values_videos": videos[0], "labels": sample["labels"][0]}
+        return {"pixel_values_videos": sample["pixel_values_videos"][0], "labels": sample["labels"][0]}
 
 
 def top1(prediction: EvalPrediction) -> dict[str, float]:
@@ -78,9 +76,10 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     shape = (model.config.num_frames, model.config.image_height_width[0])
 
     def dataset(clips, preset: str, rule: str | None) -> TrainerClips:
-        augment = ClipAugment(AUGMENT_PRESETS[preset])
-        own = ClipDataset(clips, targets, augment.pictures, training.seed, sampling_rule=rule)
-        return TrainerClips(own, augment, *shape)
+        # all of it in the data set: Trainer gives the model what that gives, float32, with four times the memory
+        own_values = {"mean": tuple(processor.image_mean), "std": tuple(processor.image_std)}
+        augment = ClipAugment(replace(AUGMENT_PRESETS[preset], **own_values))
+        return TrainerClips(ClipDataset(clips, targets, augment, training.seed, sampling_rule=rule), *shape)
 
     held_out = None
     if script.validation_data or script.validation_split:

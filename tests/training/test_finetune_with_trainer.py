@@ -38,8 +38,7 @@ def test_each_epoch_reads_and_augments_anew(tmp_path, num_workers):
     data = write_data(tmp_path / "clips", num_train=4, num_val=1)
     clips = read_clips(data / "train.csv")
     targets = ClassTargets({name: index for index, name in enumerate(MOTIONS)})
-    augment = ClipAugment(AUGMENT_PRESETS["light"])
-    own = TrainerClips(ClipDataset(clips, targets, augment.pictures), augment, 4, 28)
-    loader = torch.utils.data.DataLoader(own, batch_size=4, num_workers=num_workers)
+    own = ClipDataset(clips, targets, ClipAugment(AUGMENT_PRESETS["light"]))
+    loader = torch.utils.data.DataLoader(TrainerClips(own, 4, 28), batch_size=4, num_workers=num_workers)
     epochs = [next(iter(loader))["pixel_values_videos"] for _ in range(3)]  # as Trainer makes them
     assert not any(torch.equal(epochs[0], other) for other in epochs[1:])

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from flux_hf import FluxForVideoClassification, FluxViTVideoClassificationPipeline, FluxViTVideoProcessor
-from training import evaluate, finetune, optimize_tokens, predict
+from training import evaluate, finetune, finetune_with_trainer, optimize_tokens, predict
 from training.study.motion_clips import MOTIONS
 
 
@@ -179,6 +179,24 @@ def test_stochastic_depth_only_where_the_encoder_has_it(data, tmp_path, model_ty
         return
     finetune.main(arguments)
     assert FluxForVideoClassification.from_pretrained(tmp_path / "out").config.drop_path_rate == 0.2
+
+
+def test_trainer_gets_the_values_that_the_encoder_was_trained_on(data, tmp_path, monkeypatch):
+    """ViViT's lie from -3 to 1, those of ImageNet's mean and deviation reach 2.2 and more."""
+    sets = []
+
+    class Watched(finetune_with_trainer.Trainer):
+        def __init__(self, *arguments, **options):
+            sets.append(options["train_dataset"])
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr(finetune_with_trainer, "Trainer", Watched)
+    plain = save_plain(tmp_path / "vivit", "vivit")
+    words = ["--model_name_or_path", plain, "--data", data / "train.csv", "--output_dir", tmp_path / "out"]
+    finetune_with_trainer.main([*map(str, words), "--max_steps", "1", "--report_to", "none", "--use_cpu"])
+    values = torch.stack([sets[0][index]["pixel_values_videos"] for index in range(4)])
+    assert -3 <= values.min() < -2.2 and values.max() <= 1
+    assert FluxForVideoClassification.from_pretrained(tmp_path / "out").config.id2label == LABELS
 
 
 def test_two_processes_follow_the_curve_of_one(data, tmp_path):

@@ -22,7 +22,7 @@ from .sampling import ClipRequest, check_rule, pick_frames
 from .targets import TargetEncoder
 
 
-Augment = Callable[[Tensor, int, torch.Generator], dict[str, Tensor]]
+Augment = Callable[[Tensor, int, torch.Generator], Tensor | dict[str, Tensor]]
 
 MAX_TRIES = 20  # clips tried for one place of a batch; nearly all of a set must be bad for so many to fail
 
@@ -94,8 +94,9 @@ class SampleMaker:
     """What by-index and streamed data sets make of the frames and targets they have read.
 
     Args:
-        augment: `(frames (T, 3, H, W) uint8, size, generator) -> {"pixel_values_videos": (T, 3, size, size)}`, and what
-            else of a clip the training step needs. Batches wait in shared memory: best uint8.
+        augment: `(frames (T, 3, H, W) uint8, size, generator) -> (T, 3, size, size)`, or a dict of that as
+            `pixel_values_videos` and what else of a clip the training step needs. Batches wait in shared memory: best
+            uint8.
         seed: With epoch, index and copy, decides everything random.
         num_sample: Augmented copies of each clip, which is decoded once (repeated augmentation).
 
@@ -120,7 +121,8 @@ class SampleMaker:
             int(np.random.default_rng([self.seed, request.epoch, request.index, copy, FOR_AUGMENT]).integers(2**63))
             for copy in range(self.num_sample)
         ]
-        copies = [self.augment(frames, request.size, torch.Generator().manual_seed(seed)) for seed in seeds]
+        made = [self.augment(frames, request.size, torch.Generator().manual_seed(seed)) for seed in seeds]
+        copies = [copy if isinstance(copy, dict) else {"pixel_values_videos": copy} for copy in made]
         return {
             **{name: torch.stack([copy[name] for copy in copies]) for name in copies[0]},
             **{name: torch.stack([target] * self.num_sample) for name, target in targets.items()},
