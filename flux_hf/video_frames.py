@@ -7,6 +7,7 @@ frames before it, and says when and why.
 """
 
 import itertools
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -35,6 +36,8 @@ _DEAF = nullcontext(Said([], 0))
 _B_FRAME = 3
 # No decoder keeps more frames than these for others to refer to.
 _MOST_KEPT = 16
+# Frames by which H.264 streams are out of order, at most in practice, and by which FFmpeg can hold them back.
+_H264_REORDER, _H264_MOST_DELAY = 4, 15
 # Containers that store when a frame is shown; of others FFmpeg may hand out the time it is decoded at.
 _SHOWN_TIMES = {"mov", "mp4", "matroska", "webm", "mpegts"}
 # A broadcast may start anew at another time: a step back by more is no damage, as FFmpeg's `dts_delta_threshold`.
@@ -44,6 +47,12 @@ _UNEVEN = 3
 
 
 # Decoding ------------------------------------------------------------------------------------------------------------
+
+
+def _threads_by_itself() -> int:
+    """As many as FFmpeg would take."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cpus + 1 if cpus > 1 else 1
 
 
 class _Decoder:
@@ -58,10 +67,18 @@ class _Decoder:
         self._video.thread_type = "AUTO"
         self.context.thread_count = 1 if self._listens else num_threads
         self.context.options = STRICT if self._raises else {}
+        if self.context.codec.name == "h264" and not self._listens and num_threads != 1:
+            self._wait_for_marks(num_threads or _threads_by_itself())
         formats = set(container.format.name.split(","))
         self._has_times, self._may_restart = bool(formats & _SHOWN_TIMES), "mpegts" in formats
         self._last_pts: int | None = None
         self.at_end = False  # of the stream: what comes out now are frames that were left in the decoder
+
+    def _wait_for_marks(self, num_threads: int) -> None:
+        """A frame that comes out while another thread still decodes it is not marked: it comes out later than that."""
+        most = _H264_MOST_DELAY - _H264_REORDER
+        self.context.thread_count = min(num_threads, most)
+        self.context.options = {**self.context.options, "has_b_frames": str(_H264_REORDER + min(num_threads, most))}
 
     def packets(self) -> Iterator:
         return packets_of(self._file, self._container, self._video)
@@ -204,15 +221,22 @@ def frames_of_groups(
                 break
 
     def read(explain: bool) -> Iterator:
+        tail = []
         with _decoder(file, num_threads, explain) as decoder:
             if only_check:
                 decoder.context.options = {**decoder.context.options, "skip_loop_filter": "all", "skip_idct": "all"}
             for frame in _kept_until_sure(decoded(decoder)):
-                if frame.pts in missing:
-                    missing.remove(frame.pts)
-                    yield frame
-        if missing:
-            raise file.error(f"{len(missing)} of the {len(wanted)} frames asked for are missing or damaged")
+                if frame.pts not in missing:
+                    continue
+                if decoder.at_end and decoder.context.thread_count != 1:
+                    tail.append(frame)
+                    continue
+                missing.remove(frame.pts)
+                yield frame
+        if len(tail) < len(missing):
+            lost = len(missing) - len(tail)
+            raise file.error(f"{lost} of the {len(wanted)} frames asked for are missing or damaged")
+        yield from tail
 
     return _explained(read, again=False)
 
