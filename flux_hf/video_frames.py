@@ -40,7 +40,8 @@ _MOST_KEPT = 16
 _H264_REORDER, _H264_MOST_DELAY = 4, 15
 # Containers that store when a frame is shown; of others FFmpeg may hand out the time it is decoded at.
 _SHOWN_TIMES = {"mov", "mp4", "matroska", "webm", "mpegts"}
-# A broadcast may start anew at another time: a step back by more is no damage, as FFmpeg's `dts_delta_threshold`.
+# A broadcast, or two files one behind the other, may start anew at another time: a step back to a keyframe is no damage,
+# nor one by more than this, as FFmpeg's `dts_delta_threshold`.
 _NEW_START_SECONDS = 10
 # One frame that is shown at a wrong time leaves a gap of two steps, and halves the step it falls into.
 _UNEVEN = 3
@@ -97,16 +98,18 @@ class _Decoder:
         for frame in frames:
             if frame.is_corrupt:  # what refers to it is damaged too, and not marked
                 raise self._damage(frame.pts, words or "the decoder marks the frame")
-            self._check_order(frame.pts)
+            self._check_order(frame)
             yield frame
 
-    def _check_order(self, pts: int | None) -> None:
+    def _check_order(self, frame) -> None:
         """The decoder gives frames in the order of their pictures, whatever times the container gives them."""
+        pts = frame.pts
         if not self._has_times or pts is None:
             return
         if self._last_pts is not None and pts <= self._last_pts:
             step, time_base = self._last_pts - pts, self._video.time_base
-            if not (self._may_restart and step * time_base > _NEW_START_SECONDS):
+            anew = frame.key_frame or step * time_base > _NEW_START_SECONDS
+            if not (self._may_restart and anew):
                 raise self._damage(pts, f"the frame before it has the time {float(self._last_pts * time_base):.3f} s")
         self._last_pts = pts
 

@@ -247,6 +247,15 @@ def test_one_wrong_time_gives_an_error_or_the_true_frames(container, number, by)
         assert len(set(outcomes)) == 1, outcomes
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_two_broadcasts_one_behind_the_other_start_anew(threads):
+    """Their times go back, by less than a damaged one might: at a keyframe that is no damage."""
+    part = video_files.encode("libx264", 40, container="mpegts", options={"g": "12"})
+    frames, _ = decode_video(part + part, num_threads=threads)
+    numbers = [video_files.read_barcode(frame) for frame in frames.numpy()]
+    assert numbers == [*range(40), *range(40)]
+
+
 @pytest.mark.parametrize("level", [None, av.logging.PANIC, av.logging.WARNING])
 def test_the_callers_log_stays_as_it_was(level):
     content = zeroed(encoded(**LOGGED["gif"][0]), 20, 0.5, 16)
