@@ -86,12 +86,12 @@ class Said:
     def __init__(self, heard: list[tuple[int, str, str]], error_level: int):
         self._heard, self._error_level, self._next, self._first = heard, error_level, 0, None
 
-    def error(self, part: str | None = None) -> str | None:
-        """The first error so far, of any part of FFmpeg or of that one. Always ask for the same."""
+    def error(self, *parts: str) -> str | None:
+        """The first error so far, of any part of FFmpeg or of these. Always ask for the same."""
         while self._first is None and self._next < len(self._heard):
             level, name, words = self._heard[self._next]
             self._next += 1
-            if level <= self._error_level and part in (None, name):
+            if level <= self._error_level and (not parts or name in parts):
                 self._first = words.strip()
         return self._first
 

@@ -186,7 +186,7 @@ def _scan(file: MediaFile, container, said: Said, seekable_format: bool) -> Stre
     groups = GroupChecker(codec, video.codec_context.extradata, "mov" in container.format.name)
     first, packets, discarded, empty, damage, last, name = None, 0, 0, 0, None, None, container.format.name
     for packet in packets_of(file, container, video):
-        if damage is None and (words := said.error(name)):
+        if damage is None and (words := said.error(name, "libdav1d")):  # AV1's packets are parsed in its decoder's name
             damage = packets, words, seconds_of(last)
         if first is None:
             first = next(iter(decode_packet(packet, strict=groups.has_keyframe)), None)
