@@ -40,8 +40,8 @@ _MOST_KEPT = 16
 _H264_REORDER, _H264_MOST_DELAY = 4, 15
 # Containers that store when a frame is shown; of others FFmpeg may hand out the time it is decoded at.
 _SHOWN_TIMES = {"mov", "mp4", "matroska", "webm", "mpegts"}
-# A broadcast, or two files one behind the other, may start anew at another time: a step back to a keyframe is no damage,
-# nor one by more than this, as FFmpeg's `dts_delta_threshold`.
+# A broadcast, or two files one behind the other, may start anew at another time: a step back to a keyframe is no
+# damage, nor one by more than this, as FFmpeg's `dts_delta_threshold`.
 _NEW_START_SECONDS = 10
 # One frame that is shown at a wrong time leaves a gap of two steps, and halves the step it falls into.
 _UNEVEN = 3
