@@ -36,7 +36,7 @@ FLUX_AUTO_MAP = {
 # remote code looks for such lines in a file's text and brings along what they name: whichever class is loaded first,
 # all files come, and the checkpoint can be saved again. As a text, so that nothing is imported here.
 _COMPANIONS = """
-from .budget_heads import *
+from .budget_models import *
 from .checkpoint_files import *
 from .configuration_flux import *
 from .configuration_fluxvit import *

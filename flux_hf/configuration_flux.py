@@ -1,16 +1,13 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
 """The configuration of Flux around an encoder of the library: its own config, and what Flux adds to it."""
 
-import os
 from dataclasses import dataclass
-from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from .checkpoint_files import FLUX_AUTO_MAP, save_source_files, without_source_files
-from .configuration_fluxvit import PROBLEM_TYPES, as_token_plan, is_count
-from .token_selection import TOKEN_SELECTORS
+from .checkpoint_files import FLUX_AUTO_MAP
+from .configuration_fluxvit import TokenBudgetConfig
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ def native_clip(backbone_config: PreTrainedConfig) -> NativeClip:
 
 
 @strict
-class FluxConfig(PreTrainedConfig):
+class FluxConfig(TokenBudgetConfig, PreTrainedConfig):
     r"""Configuration of Flux around VideoMAE, V-JEPA 2 or ViViT.
 
     Args:
@@ -93,6 +90,7 @@ class FluxConfig(PreTrainedConfig):
         classifier_dropout: Dropout before the classifier.
     """
 
+    AUTO_MAP = FLUX_AUTO_MAP
     model_type = "flux_video"
     sub_configs = {"backbone_config": AutoConfig}
     # What `transformers.Trainer` need not gather when it evaluates: large, and not predictions.
@@ -119,21 +117,17 @@ class FluxConfig(PreTrainedConfig):
         if self.token_budgets is None:
             shares = [native.num_tokens, native.num_tokens // 2, native.num_tokens // 4]
             self.token_budgets = sorted({max(1, share) for share in shares}, reverse=True)
-        self.token_budgets = list(self.token_budgets)
         if self.num_frames is None:
             self.num_frames = max(native.num_frames, native.tubelet_size)
         if self.image_size is None:
             same = native.height == native.width
             self.image_size = native.height if same else [native.height, native.width]
-        if isinstance(self.image_size, tuple):
-            self.image_size = list(self.image_size)
-        if self.token_plan is not None:
-            self.token_plan = as_token_plan(self.token_plan)
+        self._as_lists()
         # Called here although the library calls every `validate_*` later: it would wrap the ValueError in another type.
         self.validate_flux()
         kwargs.setdefault("auto_map", dict(FLUX_AUTO_MAP))
         super().__post_init__(**kwargs)
-        self._require("problem_type", self.problem_type in PROBLEM_TYPES, f"one of {PROBLEM_TYPES}")
+        self.validate_problem_type()
         self._require("num_labels", self.num_labels >= 1, "at least 1")
 
     # What the encoder's config says, under the names that FluxViTConfig has for it.
@@ -192,52 +186,15 @@ class FluxConfig(PreTrainedConfig):
             self.backbone_config.drop_path_rate = rate
 
     @property
-    def image_height_width(self) -> tuple[int, int]:
-        """Height and width of the default clip, in pixels."""
-        if isinstance(self.image_size, int):
-            return self.image_size, self.image_size
-        return self.image_size[0], self.image_size[1]
-
-    @property
     def num_heads(self) -> int:
         """Poolers and classifiers."""
         return len(self.token_budgets) if self.separate_heads else 1
 
-    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
-        """Saves config.json and, beside it, the source files that load the checkpoint without flux_hf installed."""
-        if not os.path.isfile(save_directory):  # the library reports that case
-            save_source_files(save_directory)
-        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
-
-    def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:
-        return without_source_files(super()._get_files_timestamps(working_dir))
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as a dict; `auto_map` always points at the files saved beside the config."""
-        return {**super().to_dict(), "auto_map": dict(FLUX_AUTO_MAP)}
-
     def validate_flux(self) -> None:
         """Raises ValueError, naming field and value, where a value cannot work."""
-        patch, tubelet = self.patch_size, self.tubelet_size
-        budgets = self.token_budgets
-        legal = len(budgets) > 0 and all(map(is_count, budgets)) and budgets == sorted(set(budgets), reverse=True)
-        self._require("token_budgets", legal, "one or more budgets >= 1, falling (head 0 is the largest)")
-        self._require("token_budget", self.token_budget is None or self.token_budget >= 1, "at least 1, or None")
-        self._require("token_selection", self.token_selection in TOKEN_SELECTORS, f"one of {list(TOKEN_SELECTORS)}")
-        self._require("num_token_groups", self.num_token_groups >= 1, "at least 1")
-        self._require("num_frames", self.num_frames >= 1, "at least 1")
-        self._require("num_frames", self.num_frames % tubelet == 0, f"a multiple of tubelet_size={tubelet}")
-        sides = [self.image_size] if isinstance(self.image_size, int) else self.image_size
-        whole = len(sides) in (1, 2) and all(is_count(side) and side % patch == 0 for side in sides)
-        self._require("image_size", whole, f"one side, or height and width, each a multiple of patch_size={patch}")
+        self._validate_clip()
+        self._validate_budgets()
         self._require("classifier_dropout", 0 <= self.classifier_dropout < 1, "in [0, 1)")
-        for frames, size in (self.token_plan or {}).values():
-            whole = frames % tubelet == 0 and size % patch == 0
-            self._require("token_plan", whole, "of frames in whole tubelets and sizes in whole patches")
-
-    def _require(self, field: str, holds: bool, allowed: str) -> None:
-        if not holds:
-            raise ValueError(f"{field} must be {allowed}, got {getattr(self, field)!r}")
 
 
 __all__ = ["FluxConfig"]

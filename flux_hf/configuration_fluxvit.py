@@ -3,7 +3,7 @@
 
 import math
 import os
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -49,8 +49,73 @@ INTERNVIDEO2_COMMON = {
 PROBLEM_TYPES = (None, "single_label_classification", "multi_label_classification", "regression")
 
 
+class TokenBudgetConfig:
+    """Of a model's configuration: the default clip, the budgets, and the files that load a checkpoint.
+
+    Its fields `image_size`, `num_frames`, `token_budgets`, `token_budget`, `token_selection`, `num_token_groups` and
+    `token_plan` are those of `FluxViTConfig`. `AUTO_MAP` says where its classes are.
+    """
+
+    AUTO_MAP: ClassVar[dict[str, str]]
+
+    @property
+    def image_height_width(self) -> tuple[int, int]:
+        """Height and width of the default clip, in pixels."""
+        if isinstance(self.image_size, int):
+            return self.image_size, self.image_size
+        return self.image_size[0], self.image_size[1]
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
+        """Saves config.json and, beside it, the source files that load the checkpoint without flux_hf installed."""
+        if not os.path.isfile(save_directory):  # the library reports that case
+            save_source_files(save_directory)
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:
+        return without_source_files(super()._get_files_timestamps(working_dir))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as a dict; `auto_map` always points at the files saved beside the config."""
+        return {**super().to_dict(), "auto_map": dict(self.AUTO_MAP)}
+
+    def validate_problem_type(self) -> None:
+        if self.problem_type not in PROBLEM_TYPES:
+            raise ValueError(f"problem_type must be one of {PROBLEM_TYPES}, got {self.problem_type!r}")
+
+    def _require(self, field: str, holds: bool, allowed: str) -> None:
+        if not holds:
+            raise ValueError(f"{field} must be {allowed}, got {getattr(self, field)!r}")
+
+    def _as_lists(self) -> None:
+        """Tuples come back from JSON as lists; one form makes equal configs equal."""
+        self.token_budgets = list(self.token_budgets)
+        if isinstance(self.image_size, tuple):
+            self.image_size = list(self.image_size)
+        if self.token_plan is not None:
+            self.token_plan = as_token_plan(self.token_plan)
+
+    def _validate_clip(self) -> None:
+        patch, tubelet = self.patch_size, self.tubelet_size
+        sides = [self.image_size] * 2 if isinstance(self.image_size, int) else self.image_size
+        whole = len(sides) == 2 and all(is_count(side) and side % patch == 0 for side in sides)
+        self._require("image_size", whole, f"one side, or height and width, each a multiple of patch_size={patch}")
+        self._require("num_frames", self.num_frames >= 1, "at least 1")
+        self._require("num_frames", self.num_frames % tubelet == 0, f"a multiple of tubelet_size={tubelet}")
+        for frames, size in (self.token_plan or {}).values():
+            whole = frames % tubelet == 0 and size % patch == 0
+            self._require("token_plan", whole, "of frames in whole tubelets and sizes in whole patches")
+
+    def _validate_budgets(self) -> None:
+        budgets = self.token_budgets
+        legal = len(budgets) > 0 and all(map(is_count, budgets)) and budgets == sorted(set(budgets), reverse=True)
+        self._require("token_budgets", legal, "one or more budgets >= 1, falling (head 0 is the largest)")
+        self._require("token_budget", self.token_budget is None or self.token_budget >= 1, "at least 1, or None")
+        self._require("token_selection", self.token_selection in TOKEN_SELECTORS, f"one of {list(TOKEN_SELECTORS)}")
+        self._require("num_token_groups", self.num_token_groups >= 1, "at least 1")
+
+
 @strict
-class FluxViTConfig(PreTrainedConfig):
+class FluxViTConfig(TokenBudgetConfig, PreTrainedConfig):
     r"""Configuration of a FluxViT or InternVideo2 video encoder. `FluxViTConfig()` is FluxViT-S.
 
     Args:
@@ -85,6 +150,7 @@ class FluxViTConfig(PreTrainedConfig):
         token_plan: Budget -> [num_frames, size] found best for it on a validation split.
     """
 
+    AUTO_MAP = AUTO_MAP
     model_type = "fluxvit"
     # What `transformers.Trainer` need not gather when it evaluates: large, and not predictions.
     keys_to_ignore_at_inference = ["last_hidden_state", "pooler_output", "keep_indices", "hidden_states", "attentions"]
@@ -120,13 +186,8 @@ class FluxViTConfig(PreTrainedConfig):
     token_plan: dict | None = None
 
     def __post_init__(self, **kwargs):
-        # Tuples come back from JSON as lists; one form makes equal configs equal.
         self.position_embedding_grid = list(self.position_embedding_grid)
-        self.token_budgets = list(self.token_budgets)
-        if isinstance(self.image_size, tuple):
-            self.image_size = list(self.image_size)
-        if self.token_plan is not None:
-            self.token_plan = as_token_plan(self.token_plan)
+        self._as_lists()
         # Called here although the library calls every `validate_*` later: it would wrap the ValueError in another type.
         self.validate_fluxvit()
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
@@ -155,44 +216,17 @@ class FluxViTConfig(PreTrainedConfig):
             raise ValueError(f"size must be one of {list(INTERNVIDEO2_SIZES)}, got {size!r}")
         return cls(**{**INTERNVIDEO2_COMMON, **INTERNVIDEO2_SIZES[size], **overrides})
 
-    @property
-    def image_height_width(self) -> tuple[int, int]:
-        """Height and width of the default clip, in pixels."""
-        if isinstance(self.image_size, int):
-            return self.image_size, self.image_size
-        return self.image_size[0], self.image_size[1]
-
-    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
-        """Saves config.json and, beside it, the source files that load the checkpoint without flux_hf installed."""
-        if not os.path.isfile(save_directory):  # the library reports that case
-            save_source_files(save_directory)
-        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
-
-    def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:
-        return without_source_files(super()._get_files_timestamps(working_dir))
-
-    def to_dict(self) -> dict:
-        """The fields as a dict; `auto_map` always points at the files saved beside the config."""
-        return {**super().to_dict(), "auto_map": dict(AUTO_MAP)}
-
     def validate_fluxvit(self) -> None:
         """Raises ValueError, naming field and value, where a value cannot work."""
         self._validate_sizes()
+        self._validate_clip()
         self._validate_rates()
         self._validate_budgets()
-
-    def validate_problem_type(self) -> None:
-        if self.problem_type not in PROBLEM_TYPES:
-            raise ValueError(f"problem_type must be one of {PROBLEM_TYPES}, got {self.problem_type!r}")
-
-    def _require(self, field: str, holds: bool, allowed: str) -> None:
-        if not holds:
-            raise ValueError(f"{field} must be {allowed}, got {getattr(self, field)!r}")
 
     def _validate_sizes(self) -> None:
         positive = (
             "hidden_size num_hidden_layers num_attention_heads intermediate_size num_channels patch_size tubelet_size "
-            "num_frames num_pooling_heads projection_dim num_token_groups"
+            "num_pooling_heads projection_dim"
         )
         for name in positive.split():
             self._require(name, getattr(self, name) >= 1, "at least 1")
@@ -201,12 +235,6 @@ class FluxViTConfig(PreTrainedConfig):
             self._require(name, whole, f"a divisor of hidden_size={self.hidden_size}")
         grid = self.position_embedding_grid
         self._require("position_embedding_grid", len(grid) == 3 and all(map(is_count, grid)), "three sizes >= 1")
-        patch, tubelet = self.patch_size, self.tubelet_size
-        sides = [self.image_size] * 2 if isinstance(self.image_size, int) else self.image_size
-        whole = len(sides) == 2 and all(is_count(side) and side % patch == 0 for side in sides)
-        allowed = f"one side, or height and width, each a multiple of patch_size={patch}"
-        self._require("image_size", whole, allowed)
-        self._require("num_frames", self.num_frames % tubelet == 0, f"a multiple of tubelet_size={tubelet}")
         self._require("hidden_act", self.hidden_act in ACT2FN, f"one of {sorted(ACT2FN)}")
 
     def _validate_rates(self) -> None:
@@ -215,16 +243,6 @@ class FluxViTConfig(PreTrainedConfig):
         self._require("layer_scale_init_value", math.isfinite(self.layer_scale_init_value), "a finite number")
         for name in ("rms_norm_eps", "layer_norm_eps", "initializer_range"):
             self._require(name, getattr(self, name) > 0, "above 0")
-
-    def _validate_budgets(self) -> None:
-        budgets = self.token_budgets
-        legal = len(budgets) > 0 and all(map(is_count, budgets)) and budgets == sorted(set(budgets), reverse=True)
-        self._require("token_budgets", legal, "one or more budgets >= 1, falling (head 0 is the largest)")
-        self._require("token_budget", self.token_budget is None or self.token_budget >= 1, "at least 1, or None")
-        self._require("token_selection", self.token_selection in TOKEN_SELECTORS, f"one of {list(TOKEN_SELECTORS)}")
-        for frames, size in (self.token_plan or {}).values():
-            whole = frames % self.tubelet_size == 0 and size % self.patch_size == 0
-            self._require("token_plan", whole, "of frames in whole tubelets and sizes in whole patches")
 
 
 def is_count(value) -> bool:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers import initialization as init
@@ -24,25 +23,16 @@ from transformers.models.vjepa2.modeling_vjepa2 import (
     VJEPA2PoolerCrossAttention,
     VJEPA2RopeAttention,
 )
-from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple, logging
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+from transformers.utils import auto_docstring, logging
+from transformers.utils.output_capturing import OutputRecorder
 
-from .budget_heads import count_tokens, nearest_head, nothing_of
+from .budget_models import TokenBudgetClassifier, TokenBudgetEncoder, TokenBudgetModel, copies_of
 from .configuration_flux import FluxConfig, check_backbone_type
 from .flux_backbones import FluxBackbone, FluxGrid
 from .flux_videomae import FluxVideoMAE
 from .flux_vivit import FluxVivit
 from .flux_vjepa2 import FluxVJEPA2
-from .modeling_fluxvit import (
-    FluxViTAlignmentDecoder,
-    FluxViTForVideoClassificationOutput,
-    FluxViTModelOutput,
-    copies_of,
-)
-from .patch_grids import check_keep_indices
-from .token_selection import as_count, select_tokens_at_budgets
+from .modeling_fluxvit import FluxViTAlignmentDecoder
 
 
 logger = logging.get_logger(__name__)
@@ -59,7 +49,7 @@ HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_down
 
 
 @auto_docstring
-class FluxPreTrainedModel(PreTrainedModel):
+class FluxPreTrainedModel(TokenBudgetModel, PreTrainedModel):
     config: FluxConfig
     base_model_prefix = "flux"
     main_input_name = "pixel_values_videos"
@@ -101,45 +91,8 @@ class FluxPreTrainedModel(PreTrainedModel):
         base = self.base_model
         return base.taken_apart.embed(base.backbone, pixel_values_videos)
 
-    def select(self, patches: Tensor, token_budgets: Sequence[int | None]) -> list[Tensor]:
-        """Chooses patches by `config.token_selection`, scoring them once.
-
-        Args:
-            patches: (B, T', L, D) of `embed`.
-            token_budgets: Tokens to keep; None and budgets above the clip's patches keep all.
-
-        Returns:
-            For each budget keep_indices (B, K), rising positions in the flattened (time, row, column) grid.
-        """
-        return select_tokens_at_budgets(
-            patches, token_budgets, self.config.token_selection, self.config.num_token_groups
-        )
-
-    def encode(
-        self, patches: Tensor, grid: FluxGrid, keep_indices: Tensor, layers: Sequence[int] = ()
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Encodes some of the patches.
-
-        Args:
-            patches, grid: Of `embed`.
-            keep_indices: (B, K) rising positions in the flattened grid.
-            layers: Layers whose outputs are wanted too, counted from 0.
-
-        Returns:
-            The encoder's output after its last norm (B, n + K, D), the class token first where there is one; and what
-            each of `layers` gave, before that norm.
-
-        Raises:
-            ValueError: indices of another kind, shape or range, or a layer that the model does not have.
-        """
-        unknown = [layer for layer in layers if not 0 <= layer < self.config.num_hidden_layers]
-        if unknown:
-            raise ValueError(f"layers must lie in [0, {self.config.num_hidden_layers}), got {unknown}")
-        check_keep_indices(keep_indices, patches.shape[0], patches.shape[1] * patches.shape[2])
-        return self._encode(patches, grid, keep_indices, layers, in_order=True)
-
     def _encode(
-        self, patches: Tensor, grid: FluxGrid, keep_indices: Tensor, layers: Sequence[int], in_order: bool
+        self, patches: Tensor, grid: FluxGrid, keep_indices: Tensor, layers: Sequence[int], in_order: bool, **kwargs
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         base, states = self.base_model, {}
         hidden_states, told = base.taken_apart.place(base.backbone, patches, grid, keep_indices, in_order)
@@ -149,7 +102,7 @@ class FluxPreTrainedModel(PreTrainedModel):
                 states[index] = hidden_states
         return base.taken_apart.finish(base.backbone, hidden_states), tuple(states[index] for index in layers)
 
-    def pool(self, hidden_states: Tensor, head: int, attention: bool = False) -> tuple[Tensor, None]:
+    def pool(self, hidden_states: Tensor, head: int, attention: bool = False, **kwargs) -> tuple[Tensor, None]:
         """Pools tokens as the encoder's classifier does: their mean, the class token, or an attentive pooler.
 
         Args:
@@ -165,14 +118,6 @@ class FluxPreTrainedModel(PreTrainedModel):
 
     def _module_of(self, head: int) -> int:
         return head if self.config.separate_heads else 0
-
-    def resolve_head(self, kept_tokens: int, head: int | None = None) -> int:
-        """`head`, or the one trained nearest `kept_tokens`, ties to the larger.
-
-        Raises:
-            ValueError: `head` is not an index into `config.token_budgets`.
-        """
-        return nearest_head(self.config.token_budgets, kept_tokens, head)
 
     def parameter_depth(self, name: str) -> int:
         """The depth of a parameter for layer-wise learning rates: 0 for the embeddings, i + 1 for layer i, and
@@ -200,7 +145,7 @@ class FluxPreTrainedModel(PreTrainedModel):
 
 
 @auto_docstring(custom_intro="An encoder of the library that encodes only some tokens of a clip, and its poolers.")
-class FluxModel(FluxPreTrainedModel):
+class FluxModel(TokenBudgetEncoder, FluxPreTrainedModel):
     def __init__(self, config: FluxConfig):
         super().__init__(config)
         self.taken_apart = BACKBONES[config.backbone_config.model_type](config.backbone_config)
@@ -211,38 +156,6 @@ class FluxModel(FluxPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.taken_apart.projection(self.backbone)
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
-    @auto_docstring
-    def forward(
-        self,
-        pixel_values_videos: torch.FloatTensor,
-        token_budget: int | None = None,
-        head: int | None = None,
-        keep_indices: torch.LongTensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> FluxViTModelOutput:
-        r"""
-        token_budget (`int`, *optional*, defaults to `config.token_budget`):
-            How many patches to encode. At or above the number of patches of the clip, all are.
-        head (`int`, *optional*):
-            Index into `config.token_budgets`: whose pooler to use. By default the one trained nearest the number of
-            tokens kept, a tie going to the larger budget.
-        keep_indices (`torch.LongTensor` of shape `(batch_size, kept_tokens)`, *optional*):
-            Encode these patches (rising positions in the flattened (time, row, column) patch grid) instead of
-            selecting by `token_budget`.
-        """
-        token_budget = self.config.token_budget if token_budget is None else as_count("token_budget", token_budget)
-        patches, grid = self.embed(pixel_values_videos)
-        given = keep_indices is not None  # in any order, then
-        if given:
-            check_keep_indices(keep_indices, patches.shape[0], patches.shape[1] * patches.shape[2])
-        else:
-            [keep_indices] = self.select(patches, [token_budget])
-        hidden_states, _ = self._encode(patches, grid, keep_indices, (), in_order=not given)
-        pooled, _ = self.pool(hidden_states, self.resolve_head(keep_indices.shape[1], head))
-        return FluxViTModelOutput(last_hidden_state=hidden_states, pooler_output=pooled, keep_indices=keep_indices)
-
 
 @auto_docstring(
     custom_intro="""
@@ -250,7 +163,7 @@ class FluxModel(FluxPreTrainedModel):
     each, and alignment decoders.
     """
 )
-class FluxForVideoClassification(FluxPreTrainedModel):
+class FluxForVideoClassification(TokenBudgetClassifier, FluxPreTrainedModel):
     def __init__(self, config: FluxConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
@@ -305,20 +218,6 @@ class FluxForVideoClassification(FluxPreTrainedModel):
         """Pooled features (B, D) -> logits (B, num_labels) of a head's classifier."""
         return self.classifiers[self._module_of(head)](self.dropout(pooled))
 
-    def align(self, pooled: Tensor, head: int) -> Tensor:
-        """Pooled features (B, D) of a head below the largest -> L2-normalised (B, D), to compare with head 0's.
-
-        Raises:
-            ValueError: head 0, which is what the others are aligned to, or no head of the model.
-        """
-        if not 1 <= head <= len(self.alignment_decoders):
-            raise ValueError(f"head must be from 1 to {len(self.alignment_decoders)} to be aligned, got {head}")
-        return self.alignment_decoders[head - 1](pooled)
-
-    def freeze_alignment(self) -> None:
-        """Leaves the alignment decoders as they are, for training that aligns nothing."""
-        self.alignment_decoders.requires_grad_(False)
-
     def heads(self) -> list[nn.Module]:
         """All that follows the encoder: poolers, classifiers and alignment decoders."""
         return [self.flux.poolers, self.classifiers, self.alignment_decoders]
@@ -352,65 +251,10 @@ class FluxForVideoClassification(FluxPreTrainedModel):
             new.alignment_decoders = copies_of(self.alignment_decoders, [max(source, 1) - 1 for source in sources[1:]])
         return new.train(self.training)
 
-    @can_return_tuple
-    @auto_docstring
-    def forward(
-        self,
-        pixel_values_videos: torch.FloatTensor,
-        token_budget: int | None = None,
-        head: int | None = None,
-        labels: torch.Tensor | None = None,
-        keep_indices: torch.LongTensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> FluxViTForVideoClassificationOutput:
-        r"""
-        token_budget (`int`, *optional*, defaults to `config.token_budget`):
-            How many patches to encode. At or above the number of patches of the clip, all are.
-        head (`int`, *optional*):
-            Index into `config.token_budgets`: whose pooler and classifier to use. By default the one trained nearest
-            the number of tokens kept, a tie going to the larger budget.
-        labels (`torch.Tensor`, *optional*):
-            Class indices `(batch_size,)`, multi-label targets `(batch_size, num_labels)` in float, or regression
-            targets, as `config.problem_type` says.
-        keep_indices (`torch.LongTensor` of shape `(batch_size, kept_tokens)`, *optional*):
-            Encode these patches (rising positions in the flattened (time, row, column) patch grid) instead of
-            selecting by `token_budget`.
-        """
-        outputs: FluxViTModelOutput = self.flux(
-            pixel_values_videos, token_budget=token_budget, head=head, keep_indices=keep_indices, **kwargs
-        )
-        head = self.resolve_head(outputs.keep_indices.shape[1], head)
-        logits = self.classify(outputs.pooler_output, head)
-        if torch.is_grad_enabled() and dist.is_available() and dist.is_initialized():
-            logits = logits + nothing_of(self._heads_without(head))
-        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
-        return FluxViTForVideoClassificationOutput(loss=loss, logits=logits, **outputs)
-
-    def flops(
-        self,
-        num_frames: int | None = None,
-        size: int | None = None,
-        token_budget: int | None = None,
-        dense_embedding: bool = False,
-    ) -> int:
-        """Multiply-adds of one clip as the paper counts: embedding of the kept patches, layers, pooler, classifier.
-
-        Args:
-            num_frames: Frames of the clip; the config's by default.
-            size: Side of the square frames, in pixels; the config's by default.
-            token_budget: As in `forward`.
-            dense_embedding: Count the embedding of every patch, which is what runs: tokens are selected by it.
-
-        Raises:
-            ValueError: the frames are not whole tubelets, the sides not whole patches, or a value is below 1.
-        """
-        config, taken_apart = self.config, self.flux.taken_apart
-        patches, kept = count_tokens(config, num_frames, size, token_budget)
-        tokens = kept + taken_apart.num_class_tokens
-        pixels = config.num_channels * config.tubelet_size * config.patch_size**2
-        embedding = (patches if dense_embedding else kept) * config.hidden_size * pixels
-        layers = config.num_hidden_layers * taken_apart.layer_multiply_adds(tokens)
-        return embedding + layers + taken_apart.pooler_multiply_adds(tokens) + config.hidden_size * config.num_labels
+    def _multiply_adds(self, kept_tokens: int) -> int:
+        taken_apart, tokens = self.flux.taken_apart, kept_tokens + self.flux.taken_apart.num_class_tokens
+        layers = self.config.num_hidden_layers * taken_apart.layer_multiply_adds(tokens)
+        return layers + taken_apart.pooler_multiply_adds(tokens)
 
 
 def _library_model(source: str | os.PathLike, options: dict[str, Any]) -> PreTrainedModel:

@@ -6,82 +6,26 @@ Shape letters: B batch, T frames, T' = T / tubelet_size, L patches a frame, N = 
 P projection width. Facts about the method come from the paper (ICCV 2025) and the official code.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.modeling_auto import MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+from transformers.utils import TransformersKwargs, auto_docstring
+from transformers.utils.output_capturing import OutputRecorder
 
-from .budget_heads import count_tokens, nearest_head, nothing_of
+from .budget_models import TokenBudgetClassifier, TokenBudgetEncoder, TokenBudgetModel, copies_of
 from .configuration_fluxvit import FluxViTConfig
-from .patch_grids import check_clip, check_keep_indices, place_patches, resize_position_table
-from .token_selection import as_count, select_tokens_at_budgets
-
-
-@dataclass
-@auto_docstring(custom_intro="Output of [`FluxViTModel`].")
-class FluxViTModelOutput(ModelOutput):
-    r"""
-    last_hidden_state (`torch.FloatTensor` of shape `(batch_size, 1 + kept_tokens, hidden_size)`):
-        Output of the last layer, the class token first.
-    pooler_output (`torch.FloatTensor` of shape `(batch_size, projection_dim)`):
-        Output of the chosen head's projector, before the classifier's LayerNorm.
-    keep_indices (`torch.LongTensor` of shape `(batch_size, kept_tokens)`):
-        Which patches were encoded: rising positions in the flattened (time, row, column) patch grid.
-    pooler_attentions (`tuple(torch.FloatTensor)` of one tensor `(batch_size, num_pooling_heads, 1, 1 + kept_tokens)`):
-        Attention of the pooling query, with `output_pooler_attentions=True`.
-    """
-
-    last_hidden_state: torch.FloatTensor | None = None
-    pooler_output: torch.FloatTensor | None = None
-    keep_indices: torch.LongTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    pooler_attentions: tuple[torch.FloatTensor, ...] | None = None
-
-
-@dataclass
-@auto_docstring(custom_intro="Output of [`FluxViTForVideoClassification`].")
-class FluxViTForVideoClassificationOutput(ModelOutput):
-    r"""
-    loss (`torch.FloatTensor` of shape `(1,)`):
-        Classification (or regression) loss, when `labels` are given.
-    logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`):
-        Scores before the softmax, of the chosen head.
-    last_hidden_state (`torch.FloatTensor` of shape `(batch_size, 1 + kept_tokens, hidden_size)`):
-        Output of the last layer, the class token first.
-    pooler_output (`torch.FloatTensor` of shape `(batch_size, projection_dim)`):
-        Output of the chosen head's projector, before the classifier's LayerNorm.
-    keep_indices (`torch.LongTensor` of shape `(batch_size, kept_tokens)`):
-        Which patches were encoded: rising positions in the flattened (time, row, column) patch grid.
-    pooler_attentions (`tuple(torch.FloatTensor)` of one tensor `(batch_size, num_pooling_heads, 1, 1 + kept_tokens)`):
-        Attention of the pooling query, with `output_pooler_attentions=True`.
-    """
-
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    last_hidden_state: torch.FloatTensor | None = None
-    pooler_output: torch.FloatTensor | None = None
-    keep_indices: torch.LongTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    pooler_attentions: tuple[torch.FloatTensor, ...] | None = None
+from .patch_grids import check_clip, place_patches, resize_position_table
 
 
 class FluxViTRMSNorm(nn.Module):
@@ -485,7 +429,7 @@ class FluxViTAlignmentDecoder(nn.Module):
 
 
 @auto_docstring
-class FluxViTPreTrainedModel(PreTrainedModel):
+class FluxViTPreTrainedModel(TokenBudgetModel, PreTrainedModel):
     config: FluxViTConfig
     base_model_prefix = "fluxvit"
     main_input_name = "pixel_values_videos"
@@ -544,46 +488,8 @@ class FluxViTPreTrainedModel(PreTrainedModel):
         """
         return self.base_model.embeddings(pixel_values_videos)
 
-    def select(self, patches: Tensor, token_budgets: Sequence[int | None]) -> list[Tensor]:
-        """Chooses patches by `config.token_selection`, scoring them once.
-
-        Args:
-            patches: (B, T', L, D) of `embed`.
-            token_budgets: Tokens to keep; None and budgets above the clip's patches keep all.
-
-        Returns:
-            For each budget keep_indices (B, K), rising positions in the flattened (time, row, column) grid.
-        """
-        return select_tokens_at_budgets(
-            patches, token_budgets, self.config.token_selection, self.config.num_token_groups
-        )
-
-    def encode(
-        self,
-        patches: Tensor,
-        grid: FluxViTGrid,
-        keep_indices: Tensor,
-        layers: Sequence[int] = (),
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Encodes some of the patches.
-
-        Args:
-            patches, grid: Of `embed`.
-            keep_indices: (B, K) rising positions in the flattened grid.
-            layers: Layers whose outputs are wanted too, counted from 0.
-
-        Returns:
-            The last layer's output (B, 1 + K, D), the class token first, and one such tensor for each of `layers`.
-
-        Raises:
-            ValueError: indices of another kind, shape or range, or a layer that the model does not have.
-        """
-        unknown = [layer for layer in layers if not 0 <= layer < self.config.num_hidden_layers]
-        if unknown:
-            raise ValueError(f"layers must lie in [0, {self.config.num_hidden_layers}), got {unknown}")
-        check_keep_indices(keep_indices, patches.shape[0], patches.shape[1] * patches.shape[2])
-        return self.base_model.encoder(_place(patches, grid, keep_indices, in_order=True), layers, **kwargs)
+    def _encode(self, patches, grid, keep_indices, layers, in_order, **kwargs):
+        return self.base_model.encoder(_place(patches, grid, keep_indices, in_order), layers, **kwargs)
 
     def pool(
         self, hidden_states: Tensor, head: int, attention: bool = False, **kwargs: Unpack[TransformersKwargs]
@@ -602,14 +508,6 @@ class FluxViTPreTrainedModel(PreTrainedModel):
             kwargs["output_pooler_attentions"] = True
         pooled, weights = self.base_model.projectors[head](hidden_states, **kwargs)
         return pooled, weights if attention else None
-
-    def resolve_head(self, kept_tokens: int, head: int | None = None) -> int:
-        """The projector and classifier to use: `head`, or the one trained nearest `kept_tokens`, ties to the larger.
-
-        Raises:
-            ValueError: `head` is not an index into `config.token_budgets`.
-        """
-        return nearest_head(self.config.token_budgets, kept_tokens, head)
 
     def parameter_depth(self, name: str) -> int:
         """The depth of a parameter for layer-wise learning rates: 0 for the embeddings, i + 1 for layer i, and
@@ -638,7 +536,7 @@ class FluxViTPreTrainedModel(PreTrainedModel):
 
 
 @auto_docstring(custom_intro="The FluxViT encoder with its attention-pooling projectors, one for each trained budget.")
-class FluxViTModel(FluxViTPreTrainedModel):
+class FluxViTModel(TokenBudgetEncoder, FluxViTPreTrainedModel):
     def __init__(self, config: FluxViTConfig):
         super().__init__(config)
         self.embeddings = FluxViTEmbeddings(config)
@@ -649,62 +547,11 @@ class FluxViTModel(FluxViTPreTrainedModel):
     def get_input_embeddings(self) -> FluxViTPatchEmbeddings:
         return self.embeddings.patch_embeddings
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
-    @auto_docstring
-    def forward(
-        self,
-        pixel_values_videos: torch.FloatTensor,
-        token_budget: int | None = None,
-        head: int | None = None,
-        keep_indices: torch.LongTensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> FluxViTModelOutput:
-        r"""
-        token_budget (`int`, *optional*, defaults to `config.token_budget`):
-            How many patches to encode. At or above the number of patches of the clip, all are.
-        head (`int`, *optional*):
-            Index into `config.token_budgets`: whose projector to use. By default the one trained nearest the number
-            of tokens kept, a tie going to the larger budget.
-        keep_indices (`torch.LongTensor` of shape `(batch_size, kept_tokens)`, *optional*):
-            Encode these patches (rising positions in the flattened (time, row, column) patch grid) instead of
-            selecting by `token_budget`.
-
-        Examples:
-
-        ```python
-        >>> import torch
-        >>> from flux_hf import FluxViTConfig, FluxViTModel
-
-        >>> model = FluxViTModel(FluxViTConfig.small(num_hidden_layers=1)).eval()
-        >>> video = torch.randn(1, 8, 3, 112, 112)  # 8 frames of 8x8 patches: 512 tokens
-        >>> with torch.no_grad():
-        ...     outputs = model(video, token_budget=128)
-        >>> outputs.last_hidden_state.shape, outputs.pooler_output.shape, outputs.keep_indices.shape
-        (torch.Size([1, 129, 384]), torch.Size([1, 768]), torch.Size([1, 128]))
-        ```
-        """
-        token_budget = self.config.token_budget if token_budget is None else as_count("token_budget", token_budget)
-        patches, grid = self.embed(pixel_values_videos)
-        given = keep_indices is not None  # in any order, then
-        if given:
-            check_keep_indices(keep_indices, patches.shape[0], patches.shape[1] * patches.shape[2])
-        else:
-            [keep_indices] = self.select(patches, [token_budget])
-        hidden_states, _ = self.encoder(_place(patches, grid, keep_indices, in_order=not given), **kwargs)
-        pooled, _ = self.pool(hidden_states, self.resolve_head(keep_indices.shape[1], head), **kwargs)
-        return FluxViTModelOutput(last_hidden_state=hidden_states, pooler_output=pooled, keep_indices=keep_indices)
-
-
-def copies_of(modules: nn.ModuleList, indices: Sequence[int]) -> nn.ModuleList:
-    """Copies of some modules, one for each index."""
-    return nn.ModuleList([copy.deepcopy(modules[index]) for index in indices])
-
 
 @auto_docstring(
     custom_intro="FluxViT with a classifier on top of each budget's pooled feature, behind one shared LayerNorm."
 )
-class FluxViTForVideoClassification(FluxViTPreTrainedModel):
+class FluxViTForVideoClassification(TokenBudgetClassifier, FluxViTPreTrainedModel):
     def __init__(self, config: FluxViTConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
@@ -720,23 +567,9 @@ class FluxViTForVideoClassification(FluxViTPreTrainedModel):
         """Pooled features (B, P) of projector `head` -> logits (B, num_labels) of its classifier."""
         return self.classifiers[head](self.fc_norm(self.dropout(pooled)))
 
-    def align(self, pooled: Tensor, head: int) -> Tensor:
-        """Pooled features (B, P) of a head below the largest -> L2-normalised (B, P), to compare with head 0's.
-
-        Raises:
-            ValueError: head 0, which is what the others are aligned to, or no head of the model.
-        """
-        if not 1 <= head <= len(self.alignment_decoders):
-            raise ValueError(f"head must be from 1 to {len(self.alignment_decoders)} to be aligned, got {head}")
-        return self.alignment_decoders[head - 1](pooled)
-
     def _heads_without(self, head: int) -> list[nn.Module]:
         others = [self.fluxvit.projectors[k] for k in range(len(self.classifiers)) if k != head]
         return [*others, *(c for k, c in enumerate(self.classifiers) if k != head), self.alignment_decoders]
-
-    def freeze_alignment(self) -> None:
-        """Leaves the alignment decoders as they are, for training that aligns nothing."""
-        self.alignment_decoders.requires_grad_(False)
 
     def heads(self) -> list[nn.Module]:
         """All that follows the encoder: projectors, norm, classifiers and alignment decoders."""
@@ -767,79 +600,11 @@ class FluxViTForVideoClassification(FluxViTPreTrainedModel):
             new.alignment_decoders = copies_of(self.alignment_decoders, [max(source, 1) - 1 for source in sources[1:]])
         return new.train(self.training)
 
-    @can_return_tuple
-    @auto_docstring
-    def forward(
-        self,
-        pixel_values_videos: torch.FloatTensor,
-        token_budget: int | None = None,
-        head: int | None = None,
-        labels: torch.Tensor | None = None,
-        keep_indices: torch.LongTensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> FluxViTForVideoClassificationOutput:
-        r"""
-        token_budget (`int`, *optional*, defaults to `config.token_budget`):
-            How many patches to encode. At or above the number of patches of the clip, all are.
-        head (`int`, *optional*):
-            Index into `config.token_budgets`: whose projector and classifier to use. By default the one trained
-            nearest the number of tokens kept, a tie going to the larger budget.
-        labels (`torch.Tensor`, *optional*):
-            Class indices `(batch_size,)`, multi-label targets `(batch_size, num_labels)` in float, or regression
-            targets, as `config.problem_type` says.
-        keep_indices (`torch.LongTensor` of shape `(batch_size, kept_tokens)`, *optional*):
-            Encode these patches (rising positions in the flattened (time, row, column) patch grid) instead of
-            selecting by `token_budget`.
-
-        Examples:
-
-        ```python
-        >>> import torch
-        >>> from flux_hf import FluxViTConfig, FluxViTForVideoClassification
-
-        >>> model = FluxViTForVideoClassification(FluxViTConfig.small(num_hidden_layers=1, num_labels=10)).eval()
-        >>> with torch.no_grad():
-        ...     logits = model(torch.randn(1, 8, 3, 112, 112), token_budget=128).logits
-        >>> logits.shape
-        torch.Size([1, 10])
-        ```
-        """
-        outputs: FluxViTModelOutput = self.fluxvit(
-            pixel_values_videos, token_budget=token_budget, head=head, keep_indices=keep_indices, **kwargs
-        )
-        head = self.resolve_head(outputs.keep_indices.shape[1], head)
-        logits = self.classify(outputs.pooler_output, head)
-        if torch.is_grad_enabled() and dist.is_available() and dist.is_initialized():
-            logits = logits + nothing_of(self._heads_without(head))
-        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
-        return FluxViTForVideoClassificationOutput(loss=loss, logits=logits, **outputs)
-
-    def flops(
-        self,
-        num_frames: int | None = None,
-        size: int | None = None,
-        token_budget: int | None = None,
-        dense_embedding: bool = False,
-    ) -> int:
-        """Multiply-adds of one clip as the paper counts: embedding of the kept patches, layers, a projector, a head.
-
-        Args:
-            num_frames: Frames of the clip; the config's by default.
-            size: Side of the square frames, in pixels; the config's by default.
-            token_budget: As in `forward`.
-            dense_embedding: Count the embedding of every patch, which is what runs: tokens are selected by it.
-
-        Raises:
-            ValueError: the frames are not whole tubelets, the sides not whole patches, or a value is below 1.
-        """
-        config = self.config
-        patches, kept = count_tokens(config, num_frames, size, token_budget)
-        tokens, dim = kept + 1, config.hidden_size
-        embedded = patches if dense_embedding else kept
-        embedding = embedded * dim * config.num_channels * config.tubelet_size * config.patch_size**2
+    def _multiply_adds(self, kept_tokens: int) -> int:
+        config, tokens, dim = self.config, kept_tokens + 1, self.config.hidden_size
         layer = tokens * dim * (4 * dim + 2 * config.intermediate_size) + 2 * tokens**2 * dim
         pooling = 2 * tokens * dim**2 + 2 * tokens * dim + dim**2 + dim * config.projection_dim
-        return embedding + config.num_hidden_layers * layer + pooling + config.projection_dim * config.num_labels
+        return config.num_hidden_layers * layer + pooling
 
 
 # The stock video-classification pipeline looks a model's name up in this table, which Auto classes' `register` leaves

@@ -24,7 +24,7 @@ from flux_hf import FluxViTConfig, FluxViTForVideoClassification, FluxViTModel, 
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
 HUB_FILES = {
-    "budget_heads.py",
+    "budget_models.py",
     "checkpoint_files.py",
     "ffmpeg_log.py",
     "configuration_flux.py",
