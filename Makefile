@@ -2,10 +2,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 OUTPUT ?= demo_output
+STUDY_OUTPUT ?= study_output
 # Test files at a time.
 JOBS ?= 2
 
-.PHONY: demo test slow-test lint clean
+.PHONY: demo study test slow-test lint clean
 
 # One environment for everything, at the versions tested (about 6 GB with torch).
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
@@ -16,6 +17,12 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 # Makes motion clips, trains a tiny model on them and classifies held-out clips at three token budgets. Offline.
 demo: $(VENV)/installed
 	$(BIN)/python -m training.study.demo --output_dir $(OUTPUT)
+
+# The experiment; hours. It goes on where it was stopped, and takes no run again whose result is kept.
+#   make study REAL_DATA="FOLDER FOLDER" STUDY_FLAGS="--seeds 0 --methods fixed multi"
+study: $(VENV)/installed
+	$(BIN)/python -m training.study --output_dir $(STUDY_OUTPUT) --results_dir training/study/results \
+	    --real_data $(REAL_DATA) $(STUDY_FLAGS)
 
 test: $(VENV)/installed lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n $(JOBS) --dist loadfile

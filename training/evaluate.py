@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 from torch import Tensor
 
 from flux_hf.checkpoint_files import replacing_folder, write_csv, write_json
 from flux_hf.protocol import VideoTokenClassifier
+from flux_hf.token_selection import TOKEN_SELECTORS
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
 from .arguments import InferenceArguments, flag, parse_command
@@ -40,6 +42,8 @@ class EvaluateArguments(InferenceArguments):
     size: int | None = flag(None, "side of a view in pixels; the model's default if not given")
     use_token_plan: bool = flag(False, "the clips that optimize_tokens chose, of --token_budgets or all")
     per_class: bool = flag(False, "also report every class, and confusion matrices")
+    token_selection: str | None = flag(None, "selector in place of the model's own", list(TOKEN_SELECTORS))
+    seed: int = flag(0, "of the selectors that draw at random")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> EvaluateArguments:
@@ -101,6 +105,8 @@ def main(arguments: list[str] | None = None) -> None:
     accelerator = Accelerator()
     model, processor = load_checkpoint(args, accelerator)
     config = model.config
+    config.token_selection = args.token_selection or config.token_selection
+    set_seed(args.seed, device_specific=True)  # what a process draws; its clips are others than its neighbours'
     points = choose_points(args, config, processor)
     clips = spread(list_clips(args), args.max_eval_samples)
 
@@ -118,6 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
             if args.per_class:
                 write_class_report(folder, points, predictions, targets, config)
             draw_results(folder / "accuracy_gflops.png", results, title)
+            run |= {"token_selection": config.token_selection, "seed": args.seed}
             write_json(folder / "metrics.json", {**run, "seconds": round(seconds, 1), "points": results})
         print(results_table(results))
     accelerator.wait_for_everyone()

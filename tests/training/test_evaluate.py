@@ -200,6 +200,21 @@ def test_a_subset_is_spread_evenly(data, tmp_path):
     assert names == [order[0], order[2], order[4]]
 
 
+def test_the_selector_is_replaced(data, tmp_path):
+    def scores(name, *more):
+        main(flags(data, tmp_path / name, "--points", "4x28@4", *more))
+        run = json.loads((tmp_path / name / "metrics.json").read_text())
+        return run["token_selection"], [row["score"] for row in read_csv(tmp_path / name / "predictions.csv")]
+
+    own = scores("own")
+    assert own[0] == "group_dynamic" and scores("named", "--token_selection", "group_dynamic") == own
+    drawn = scores("drawn", "--token_selection", "random")
+    assert drawn[0] == "random" and drawn[1] != own[1]
+    assert scores("again", "--token_selection", "random") == drawn
+    assert scores("other", "--token_selection", "random", "--seed", "1")[1] != drawn[1]
+    assert json.loads((data / "model" / "config.json").read_text())["token_selection"] == "group_dynamic"
+
+
 def test_several_labels_a_clip(data, tmp_path):
     save_checkpoint(tmp_path / "model", problem_type="multi_label_classification")
     (tmp_path / "val.csv").write_text(

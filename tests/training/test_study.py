@@ -1,19 +1,25 @@
 import csv
 import json
+import shutil
+import statistics
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from evaluation_parts import lines_drawn
 
 from training.arguments import parse_arguments as parse_finetune
 from training.inference.points import EvalPoint
-from training.study.__main__ import keep_settings, parse_arguments
+from training.study.__main__ import parse_arguments, settings_of
 from training.study.design import (
     BUDGETS,
     METHODS,
     NUM_FRAMES,
+    OWN_SELECTOR,
+    SELECTORS,
     SIZE,
     TOKENS,
     merged_recipe,
@@ -21,51 +27,28 @@ from training.study.design import (
     point_flops,
     points_of,
     training_cost,
+    with_steps,
 )
-from training.study.report import report
-from training.study.runs import call
-from training.study.tasks import hold_out, make_generator_task, make_real_task
+from training.study.intervals import paired_difference
+from training.study.records import Records, pack, read_curve, read_hits, unpack
+from training.study.report import last_rise, report
+from training.study.runs import call, choose_by_others
+from training.study.tasks import make_generator_task, make_real_tasks, part_groups
+
+
+STUDY = Path(__file__).parents[2] / "training" / "study"
 
 
 def rows_of(groups, labels=("hug", "kick"), copies=1):
     return [
-        {"path": f"{label}_{group}_{copy}.avi", "label": label, "group": group, "split": "train"}
+        {"path": f"{label}_{group}_{copy}.avi", "label": label, "group": group}
         for group in groups
         for label in labels
         for copy in range(copies)
     ]
 
 
-def test_whole_groups_are_held_out():
-    rows = rows_of([f"seq{number}" for number in range(10)])
-    kept, held_out = hold_out(rows, 0.2)
-    assert sorted(row["path"] for row in kept + held_out) == sorted(row["path"] for row in rows)
-    assert len(held_out) == 4
-    assert not {row["group"] for row in kept} & {row["group"] for row in held_out}
-
-
-@pytest.mark.parametrize(
-    "rows",
-    [
-        pytest.param(rows_of(["only"], copies=10), id="one group"),
-        pytest.param([{**row, "group": row["path"]} for row in rows_of(["a"], copies=10)], id="a group a clip"),
-        pytest.param([{"path": str(i), "label": "ab"[i > 9]} for i in range(20)], id="no groups"),
-    ],
-)
-def test_every_label_stays_on_both_sides(rows):
-    kept, held_out = hold_out(rows, 0.2)
-    assert len(kept) + len(held_out) == len(rows) and 2 <= len(held_out) <= 6
-    for part in (kept, held_out):
-        assert {row["label"] for row in part} == {row["label"] for row in rows}
-
-
-def test_a_label_of_one_clip_cannot_be_held_out():
-    rows = [*rows_of(["only"], copies=3), {"path": "x", "label": "rare", "group": "only"}]
-    with pytest.raises(ValueError, match="'rare'"):
-        hold_out(rows, 0.2)
-
-
-def write_split(folder, rows):
+def write_table(folder, rows):
     folder.mkdir(exist_ok=True)
     with open(folder / "split.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -78,50 +61,73 @@ def listed(path):
         return [row["path"] for row in csv.DictReader(file)]
 
 
-def test_without_a_validation_split_shapes_are_chosen_on_training_clips_alone(tmp_path):
-    train = rows_of([f"seq{number}" for number in range(10)])
-    test = [{**row, "split": "test"} for row in rows_of(["seq11"])]
-    write_split(tmp_path / "set", train + test)
-    task = make_real_task(tmp_path / "out", tmp_path / "set", "split.csv")
-    assert task.name == "real_set" and task.horizontal_flip == 0.5
-    tested, chosen_by = set(listed(task.test)), set(listed(task.search))
-    assert len(listed(task.train)) == 20
-    assert tested == {str(tmp_path / "set" / row["path"]) for row in test}
-    assert chosen_by and chosen_by | set(listed(task.search_train)) == set(listed(task.train))
-    assert not chosen_by & set(listed(task.search_train)) and not chosen_by & tested
+# Data sets ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_validation_split_is_used_and_sides_are_not_mirrored(tmp_path):
-    rows = [{**row, "split": split} for split in ("train", "validation", "test") for row in rows_of([split])]
-    rows += [{"path": "x.mp4", "label": "step_2_left", "group": "train", "split": "train"}]
-    write_split(tmp_path / "set", rows)
-    task = make_real_task(tmp_path / "out", tmp_path / "set", "split.csv")
-    assert task.search_train is None and task.horizontal_flip == 0.0
-    assert [path.rsplit("/")[-1] for path in listed(task.search)] == [row["path"] for row in rows_of(["validation"])]
+def test_groups_are_parted_whole_and_evenly():
+    groups = [name for name, size in (("a", 9), ("b", 5), ("c", 4), ("d", 1), ("e", 8)) for _ in range(size)]
+    parts = part_groups(groups, 3)
+    assert sorted(sum(parts[name] == part for name in groups) for part in range(3)) == [9, 9, 9]
+    assert parts == part_groups(groups[::-1], 3)
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_parts_must_be_fewer_than_groups(number):
+    with pytest.raises(ValueError, match=f"between 2 and the 2 groups, got {number}"):
+        part_groups(["a", "b"], number)
+
+
+def test_every_real_clip_is_tested_once_by_a_model_that_saw_none_of_its_group(tmp_path):
+    rows = rows_of([f"seq{number}" for number in range(10)])
+    write_table(tmp_path / "set", rows)
+    made_up = make_generator_task(tmp_path / "out", (8, 8, 8))
+    scratch, further = make_real_tasks(tmp_path / "out", tmp_path / "set", "split.csv", 5, made_up)
+    assert (scratch.name, further.name) == ("set_scratch", "set_made_up")
+    assert scratch.made_up is None and further.made_up is made_up and further.folds == scratch.folds
+    assert scratch.horizontal_flip == 0.5 and scratch.root == tmp_path / "set"
+    assert sorted(name for fold in scratch.folds for name in listed(fold.test)) == sorted(scratch.groups)
+    for fold in scratch.folds:
+        tested, trained = ({scratch.groups[name] for name in listed(path)} for path in (fold.test, fold.train))
+        assert len(tested) == 2 and not tested & trained
+        assert len(listed(fold.test)) + len(listed(fold.train)) == len(rows)
+
+
+def test_sides_are_not_mirrored_and_a_try_takes_some_clips(tmp_path):
+    write_table(tmp_path / "set", rows_of("abcdef", labels=("step_2_left", "kick")))
+    made_up = make_generator_task(tmp_path / "out", (8, 8, 8))
+    for task in make_real_tasks(tmp_path / "out", tmp_path / "set", "split.csv", 2, made_up, max_clips=9):
+        assert task.horizontal_flip == 0.0 and len(task.groups) == 9
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"path": "a.avi", "label": "hug"}], "split"),
-        ([{"path": "a.avi", "label": "hug", "split": "train"}], "'test': 0"),
+        ([{"path": "a.avi", "label": "hug"}], "group"),
+        ([*rows_of("abcd"), {"path": "x", "label": "rare", "group": "a"}], "'rare'"),
     ],
 )
 def test_a_table_that_cannot_work_is_refused(tmp_path, rows, message):
-    write_split(tmp_path / "set", rows)
+    write_table(tmp_path / "set", rows)
     with pytest.raises(ValueError, match=message):
-        make_real_task(tmp_path / "out", tmp_path / "set", "split.csv")
+        make_real_tasks(tmp_path / "out", tmp_path / "set", "split.csv", 2, None)
 
 
-@pytest.mark.parametrize("recipe", ["generator", "real"])
+# Methods and costs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", ["generator", "real_scratch", "real_made_up"])
 def test_methods_differ_in_objective_and_sampling_alone(recipe, tmp_path):
     flags = {method: merged_recipe(recipe, method) for method in METHODS}
     own = {"objective", "token_budgets", "sampling", "frames", "sizes", "token_window", "alignment_weight"}
     shared = {method: {k: v for k, v in values.items() if k not in own} for method, values in flags.items()}
-    assert shared["fixed"] == shared["single"] == shared["multi"]
-    assert shared["fixed_long"] == {**shared["fixed"], "max_train_steps": 2 * shared["fixed"]["max_train_steps"]}
+    assert shared["fixed"] == shared["single"] == shared["multi"] == shared["multi_unaligned"]
+    assert flags["multi_unaligned"] == {**flags["multi"], "alignment_weight": 0.0}
+    assert {k for k in shared["fixed"] if shared["fixed"][k] != shared["fixed_equal"][k]} == {
+        "max_train_steps",
+        "num_warmup_steps",
+    }
     for values in flags.values():
-        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(with_steps(values, 1.0)))
         needed = ["--output_dir", "out", "--config_name", "x", "--data", "x"]
         parse_finetune(["--recipe", str(tmp_path / "recipe.yaml"), *needed])
         assert max(values["token_budgets"]) == TOKENS
@@ -130,73 +136,184 @@ def test_methods_differ_in_objective_and_sampling_alone(recipe, tmp_path):
 
 def test_points_spend_the_same_tokens_every_way():
     config = new_model().config
-    plan = {budget: (16, 84) for budget in BUDGETS}
+    plan = {budget: (16, SIZE) for budget in BUDGETS}
     ways = points_of(plan)
-    assert ways["direct"][72] == EvalPoint(8, 84, 72) and ways["to"][36] == EvalPoint(16, 84, 36)
+    assert ways["direct"][72] == EvalPoint(8, SIZE, 72) and ways["to"][36] == EvalPoint(16, SIZE, 36)
     assert {budget: point.num_frames for budget, point in ways["fewer"].items()} == {144: 8, 72: 4, 36: 2}
     for points in ways.values():
         assert all(point.kept_tokens(config) == budget for budget, point in points.items())
 
 
 def test_training_costs():
-    cost = {method: training_cost("generator", method, 100)["tera_multiply_adds"] for method in METHODS}
-    assert cost["fixed"] < cost["single"] < cost["multi"]
-    steps = {method: training_cost("generator", method, None)["steps"] for method in METHODS}
-    assert steps["fixed"] == steps["single"] == steps["multi"] == steps["fixed_long"] / 2
-    model, point = new_model(), EvalPoint(8, 84, 144)
-    assert sum(point_flops(model, point).values()) == model.flops(8, 84, 144)
-    denser = point_flops(model, EvalPoint(16, 84, 144))
+    cost = {method: training_cost(merged_recipe("generator", method)) for method in METHODS}
+    tera = {method: values["tera_multiply_adds"] for method, values in cost.items()}
+    assert tera["fixed"] < tera["single"] < tera["multi"] == tera["multi_unaligned"]
+    assert tera["fixed_equal"] == pytest.approx(tera["multi"], rel=1e-3)
+    assert len({cost[method]["steps"] for method in METHODS if method != "fixed_equal"}) == 1
+    model, point = new_model(), EvalPoint(8, SIZE, 144)
+    assert sum(point_flops(model, point).values()) == model.flops(8, SIZE, 144)
+    denser = point_flops(model, EvalPoint(16, SIZE, 144))
     assert denser["encoder"] == point_flops(model, point)["encoder"]
     assert denser["embedding"] == 2 * point_flops(model, point)["embedding"]
 
 
-def fake_results(shares):
-    """Results of two seeds, the second two points better, from (method, way) -> top1 of each budget."""
-    ways = points_of({budget: (16, 84) for budget in BUDGETS})
-    return {
-        method: {
-            "training": {"steps": 1, "clips": 16, "tera_multiply_adds": 0.1},
-            "seeds": {
-                seed: {
-                    way: {
-                        budget: {"point": str(point), "top1": shares.get((method, way), 0.5) + 0.02 * seed}
-                        for budget, point in points.items()
-                    }
-                    for way, points in ways.items()
-                }
-                for seed in (0, 1)
-            },
+def test_a_share_of_the_steps():
+    flags = with_steps(merged_recipe("generator", "fixed"), 0.001)
+    assert (flags["max_train_steps"], flags["num_warmup_steps"], flags["eval_steps"]) == (3, 1, "1")
+
+
+# Intervals ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_difference_of_equals_is_none():
+    hits = np.random.default_rng(0).random((3, 50)) < 0.7
+    found = paired_difference(hits, hits, list(range(50)))
+    assert (found.mean, found.low, found.high, found.is_sure) == (0, 0, 0, False)
+    assert str(found) == "+0.0 [+0.0, +0.0]"
+
+
+def test_an_interval_is_that_of_the_normal_law_where_clips_are_many():
+    rng = np.random.default_rng(0)
+    ours, other = rng.random((1, 4000)) < 0.8, rng.random((1, 4000)) < 0.7
+    found = paired_difference(ours, other, list(range(4000)))
+    gained = ours[0].astype(float) - other[0]
+    reach = 196 * gained.std() / 4000**0.5
+    assert found.mean == pytest.approx(100 * gained.mean())
+    assert (found.low, found.high) == pytest.approx((found.mean - reach, found.mean + reach), abs=0.15)
+    assert found.is_sure and str(found).startswith("**+")
+
+
+def test_seeds_that_disagree_and_clips_that_are_alike_make_it_wider():
+    ours, other = np.zeros((2, 400), bool), np.zeros((2, 400), bool)
+    ours[0, :200] = other[1, :200] = True
+    disagreeing = paired_difference(ours, other, list(range(400)))
+    assert disagreeing.mean == 0 and disagreeing.low < -45 and disagreeing.high > 45
+    ours[:, :] = [[clip % 40 < 20 for clip in range(400)]] * 2
+    other[:] = False
+    alone = paired_difference(ours, other, list(range(400)))
+    alike = paired_difference(ours, other, [clip % 40 for clip in range(400)])
+    assert alone.mean == alike.mean == 50
+    assert alike.high - alike.low > 2.5 * (alone.high - alone.low)
+
+
+def test_what_cannot_be_compared_is_refused():
+    with pytest.raises(ValueError, match=r"\(seeds, 3 clips\), got \(1, 3\) and \(2, 3\)"):
+        paired_difference(np.zeros((1, 3)), np.zeros((2, 3)), "abc")
+
+
+# Records and the report -----------------------------------------------------------------------------------------------
+
+
+def test_hits_are_kept_whole():
+    hits = np.random.default_rng(0).random(37) < 0.5
+    assert (unpack(pack(hits), 37) == hits).all() and len(pack(hits)) == 10
+
+
+def test_a_clip_that_was_not_read_is_no_miss(tmp_path):
+    file = tmp_path / "predictions.csv"
+    file.write_text("point,name,label,predicted,error\n8x42,a.mp4,hug,hug,\n8x42,b.mp4,hug,kick,\n")
+    assert read_hits(file) == {"8x42": {"a.mp4": True, "b.mp4": False}}
+    file.write_text("point,name,label,predicted,error\n8x42,a.mp4,hug,,truncated\n")
+    with pytest.raises(ValueError, match=r"a\.mp4 cannot be read: truncated"):
+        read_hits(file)
+
+
+def test_curves(tmp_path):
+    file = tmp_path / "log"
+    lines = [{"step": 1, "loss": 2.0}, *({"step": step, "eval_top1_144": step / 10} for step in (2, 4, 6))]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    curve = read_curve(file, TOKENS)
+    assert curve == [(2, 0.2), (4, 0.4), (6, 0.6)]
+    assert last_rise(curve) == pytest.approx(20) and last_rise(curve[:2]) is None
+
+
+def test_token_optimization_does_not_ask_the_part_it_is_tested_on():
+    grid = [(8, SIZE), (16, SIZE)]
+
+    def part(best):
+        return {
+            str(EvalPoint(*shape, budget)): {"a": shape == best, "b": shape == best}
+            for shape in grid
+            for budget in BUDGETS
         }
-        for method in ("fixed", "multi")
+
+    parts = [part(grid[1]), part(grid[0]), part(grid[0])]
+    assert choose_by_others(parts, 0, grid) == dict.fromkeys(BUDGETS, grid[0])
+    assert choose_by_others(parts[:2], 1, grid) == dict.fromkeys(BUDGETS, grid[1])
+    assert choose_by_others(parts[:2], 0, grid) == dict.fromkeys(BUDGETS, grid[0])
+
+
+NUM_TESTED = 200
+
+
+def fake_record(method, seed, shares):
+    """A run of NUM_TESTED clips that gets a share of them right, 1 % more for each seed."""
+
+    def measured(way):
+        share = shares.get((method, way), 0.5) + 0.01 * seed
+        hits = np.arange(NUM_TESTED) < round(share * NUM_TESTED)
+        return {budget: {"top1": hits.mean(), "hits": pack(hits)} for budget in BUDGETS}
+
+    ways = [
+        "direct",
+        "to",
+        *(f"{way}, {name}" for way in ("direct", "to") for name in SELECTORS if name != OWN_SELECTOR),
+    ]
+    return {
+        "training": {"steps": 3, "clips": 48, "tera_multiply_adds": 0.1},
+        "curve": [[1, 0.1], [2, 0.5], [3, 0.5 + 0.01 * seed]],
+        **{way: measured(way) for way in ways},
     }
 
 
-@pytest.mark.parametrize(("ours", "holds"), [(0.75, True), (0.65, False)])
-def test_the_report_says_whether_the_claim_holds(tmp_path, ours, holds):
-    results = fake_results({("fixed", "direct"): 0.7, ("multi", "to"): ours})
-    text = report(tmp_path, {"generator": results}, [0, 1])
-    written = json.loads((tmp_path / "results.json").read_text())["generator"]
-    quarter = written["claims"][0]
-    assert quarter["claim"] == "Flux-Multi + TO at 36 tokens against fixed grid, direct, at 144"
-    assert quarter["gain"] == pytest.approx(100 * (ours - 0.7))
-    assert quarter["holds_on_average"] is holds and quarter["holds_for_every_seed"] is holds
-    [row] = [row for row in written["rows"] if (row["method"], row["way"], row["tokens"]) == ("multi", "to", 18)]
-    assert row["mean"] == pytest.approx(100 * ours + 1) and row["std"] == pytest.approx(2**0.5)
-    assert f"| Flux-Multi | TO | {100 * ours + 1:.1f} ± 1.4 (16x84) |" in text
+def fake_study(tmp_path, shares, methods=("fixed_equal", "multi")):
+    records = Records(tmp_path, {})
+    records.put_clips("generator", {f"{number}.mp4": str(number) for number in range(NUM_TESTED)})
+    for method in methods:
+        for seed in (0, 1):
+            records.put("generator", method, seed, fake_record(method, seed, shares))
+    return records
+
+
+@pytest.mark.parametrize(("ours", "sure"), [(0.75, True), (0.705, False)])
+def test_the_report_is_bold_only_where_a_difference_is_sure(tmp_path, ours, sure):
+    shares = {("fixed_equal", "direct"): 0.7, ("multi", "to"): ours, ("multi", "to, random"): 0.4}
+    text = report(fake_study(tmp_path, shares), "fluxvit")
+    [claim] = [line for line in text.splitlines() if "TO, at 36 tokens - fixed grid, equal compute, direct" in line]
+    assert f": {'**' if sure else ''}{100 * (ours - 0.7):+.1f} [" in claim
+    mean, deviation = 100 * ours + 0.5, statistics.stdev([0, 1])
+    assert f"| Flux-Multi, TO | {mean:.1f} ± {deviation:.1f} |" in text
+    assert f"| Flux-Multi, TO, random | **{100 * (0.4 - ours):+.1f} [" in text
+    assert "| Flux-Multi | 3 | 48 | 0.1 | 0.5 ± 0.7 |" in text
     assert (tmp_path / "results.md").read_text() == text
-    assert lines_drawn(tmp_path / "generator.png") == [True, True, False]
+    assert lines_drawn(tmp_path / "generator" / "accuracy.png")[:2] == [True, True]
+    assert (tmp_path / "generator" / "validation.png").stat().st_size > 1000
 
 
-def test_settings_of_another_study_are_refused(tmp_path):
+def test_a_study_that_is_not_finished_is_reported(tmp_path):
+    records = fake_study(tmp_path, {}, methods=("multi",))
+    assert "fixed grid, TO |" not in report(records)
+    records.put("generator", "fixed_equal", 1, fake_record("fixed_equal", 1, {}))
+    text = report(records)  # one seed in common
+    assert "Seeds: fixed grid, equal compute 1, Flux-Multi 2." in text
+    assert "| Flux-Multi - fixed grid at equal compute, direct | +0.0 [+0.0, +0.0] |" in text
+
+
+def test_records_of_another_study_are_refused(tmp_path):
     def settings(*more):
-        return parse_arguments(["--output_dir", str(tmp_path), *more])
+        return settings_of(parse_arguments(["--output_dir", str(tmp_path), *more]))
 
-    keep_settings(tmp_path, settings())
-    keep_settings(tmp_path, settings("--seeds", "5", "--methods", "multi"))
-    with pytest.raises(ValueError, match="max_train_steps"):
-        keep_settings(tmp_path, settings("--max_train_steps", "3"))
+    Records(tmp_path, settings())
+    records = Records(tmp_path, settings("--seeds", "5", "--methods", "multi"))
+    with pytest.raises(ValueError, match=r"\['num_clips'\]"):
+        Records(tmp_path, settings("--num_clips", "8", "8", "8"))
     with pytest.raises(ValueError, match="seeds"):
         settings("--seeds", "1", "1")
+    records.put_clips("set", {"a.mp4": "1"})
+    records.put_clips("set", {"a.mp4": "1"})
+    with pytest.raises(ValueError, match=r"clips\.json lists other clips"):
+        records.put_clips("set", {"b.mp4": "1"})
+    assert records.get("set", "multi", 0) is None and records.seeds("set", "multi") == []
 
 
 def test_a_failing_run_says_where_its_log_is(tmp_path):
@@ -205,30 +322,42 @@ def test_a_failing_run_says_where_its_log_is(tmp_path):
         call(["training.study.motion_clips", "--nonsense"], log, threads=1)
 
 
+def test_the_published_tables_are_those_of_the_published_runs(tmp_path):
+    published = STUDY / "results"
+    kept = (published / "results.md").read_text(encoding="utf-8")
+    copy = tmp_path / "results"
+    shutil.copytree(published, copy)
+    records = Records(copy, settings_of(parse_arguments(["--output_dir", str(tmp_path)])))
+    assert report(records) == kept
+
+
 @pytest.mark.slow
 def test_the_whole_study_and_going_on_with_it(tmp_path):
     real = tmp_path / "set"
     task = make_generator_task(tmp_path / "other", (24, 24, 24))  # clips of the right form, as if they were real
-    rows = []
-    for split, listing in (("train", task.train), ("test", task.test)):
-        with open(listing, newline="") as file:
-            rows += [
-                {"path": str(listing.parent / row["path"]), "label": row["label"].split("_")[1], "split": split}
-                for row in csv.DictReader(file)
-            ]
-    write_split(real, rows)
-    command = [sys.executable, "-m", "training.study", "--output_dir", str(tmp_path / "out"), "--real_data", str(real)]
-    command += ["--methods", "multi", "--seeds", "0", "--num_clips", "24", "24", "24", "--max_train_steps", "2"]
+    rows = [
+        {"path": str(task.folds[0].test.parent / name), "label": name[-5], "group": str(number % 4)}
+        for number, name in enumerate(listed(task.folds[0].test))
+    ]
+    for row in rows:
+        row["label"] = "even" if int(row["label"]) % 2 == 0 else "odd"
+    write_table(real, rows)
+    command = [sys.executable, "-m", "training.study", "--output_dir", str(tmp_path / "out"), "--quick"]
+    command += ["--methods", "fixed_equal", "multi", "--seeds", "0"]
+    subprocess.run([*command, "--jobs", "2", "--real_data", str(real)], check=True)
+    results = tmp_path / "out" / "results"
+    text = (results / "results.md").read_text()
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        "## generator",
+        "## set_made_up",
+        "## set_scratch",
+    ]
+    # What is there is not done again; what is gone is, and is the same.
+    record, model = results / "generator" / "multi_seed0.json", tmp_path / "out" / "generator" / "multi_seed0" / "all"
+    kept, other = record.read_text(), (results / "generator" / "fixed_equal_seed0.json").stat().st_mtime_ns
+    record.unlink()
+    shutil.rmtree(model)
     subprocess.run([*command, "--jobs", "1"], check=True)
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert set(results) == {"generator", "real_set"}
-    for result in results.values():
-        assert len(result["rows"]) == 11 and all(0 <= row["mean"] <= 100 for row in result["rows"])
-    # what is there is not done again, what is gone is
-    model = tmp_path / "out" / "generator" / "multi_seed0" / "model.safetensors"
-    metrics = tmp_path / "out" / "real_set" / "multi_seed0" / "test" / "metrics.json"
-    trained, measured = model.stat().st_mtime_ns, json.loads(metrics.read_text())["points"]
-    metrics.unlink()
-    subprocess.run(command, check=True)
-    assert model.stat().st_mtime_ns == trained
-    assert json.loads(metrics.read_text())["points"] == measured
+    assert record.read_text() == kept
+    assert (results / "generator" / "fixed_equal_seed0.json").stat().st_mtime_ns == other
+    assert (results / "results.md").read_text() == text

@@ -38,7 +38,7 @@ PICTURE_SCALE = 3
 def train(data_dir: Path, model_dir: Path, max_train_steps: int, seed: int) -> None:
     """Runs `accelerate launch -m training.finetune` on the CPU. Raises CalledProcessError if it fails."""
     config_file = data_dir / "config.json"
-    write_json(config_file, {**MODEL_CONFIGS["fluxvit"], "position_embedding_grid": [4, 4, 4]})
+    write_json(config_file, {**MODEL_CONFIGS["fluxvit"], "patch_size": 14, "position_embedding_grid": [4, 4, 4]})
     flags = {
         "recipe": RECIPE,
         "config_name": config_file,

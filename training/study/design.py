@@ -20,12 +20,23 @@ from .motion_clips import PATTERNS, MotionClipConfig
 RECIPES = Path(__file__).parent / "recipes"
 METHODS = {
     "fixed": "fixed grid",
+    "fixed_equal": "fixed grid, equal compute",
     "single": "Flux-Single",
+    "multi_unaligned": "Flux-Multi, not aligned",
     "multi": "Flux-Multi",
-    "fixed_long": "fixed grid, 2x steps",
 }
-DEFAULT_METHODS = ("fixed", "single", "multi")
+BASELINE = "fixed_equal"  # as many multiply-adds as Flux-Multi's training
 WAYS = {"direct": "direct", "fewer": "fewer frames", "to": "TO"}
+# In place of the model's own selector, at test time.
+SELECTORS = {
+    "group_dynamic": "group-dynamic",
+    "dynamic_l2": "no groups",
+    "tube": "random tubes",
+    "random": "random",
+}
+OWN_SELECTOR = "group_dynamic"
+SCHEDULE = ("max_train_steps", "num_warmup_steps")
+NUM_LOOKS = 15  # at the validation clips, spread over a training
 
 # Two frames a patch: a single layer can then see motion. LayerScale and initialisation are for short runs from scratch.
 # All encoders have 2 layers of width 96 and the same patches.
@@ -37,6 +48,7 @@ TUBELET = MODEL_CONFIGS["fluxvit"]["tubelet_size"]
 # The class is where the object goes and which pattern it bears; how fast it goes is left open. Of 8 frames the fastest
 # crosses two fifths of the frame between two, of 32 a tenth.
 CLIPS = MotionClipConfig(
+    size=48,
     num_frames=32,
     path_length=(0.6, 3.2),
     patterns=PATTERNS[:2],
@@ -44,20 +56,29 @@ CLIPS = MotionClipConfig(
     num_still_objects=3,
     background_contrast=12.0,
 )
-NUM_FRAMES, SIZE = 8, 84
+NUM_FRAMES, SIZE = 8, 42
 TOKENS = 144  # of 4 x 6 x 6 patches: the default clip's
 BUDGETS = (TOKENS, TOKENS // 2, TOKENS // 4, TOKENS // 8)
-SEARCH_FRAMES, SEARCH_SIZES = (8, 16, 32), (84, 98)
+SEARCH_FRAMES, SEARCH_SIZES = (8, 16, 32), (42, 49)
 
 
 def merged_recipe(recipe: str, method: str) -> dict[str, Any]:
-    """The flags of a run: those of all runs of the kind of data, and over them those of the method."""
-    longer = method == "fixed_long"
-    flags = {
-        **read_recipe(RECIPES / f"{recipe}.yaml"),
-        **read_recipe(RECIPES / f"{'fixed' if longer else method}.yaml"),
-    }
-    return {**flags, "max_train_steps": 2 * flags["max_train_steps"]} if longer else flags
+    """The flags of a run: those of all runs of the kind of data, and over them those of the method.
+
+    The fixed grid at equal compute takes as many more steps as Flux-Multi's cost more.
+    """
+    own = "fixed" if method == "fixed_equal" else method
+    flags = {**read_recipe(RECIPES / f"{recipe}.yaml"), **read_recipe(RECIPES / f"{own}.yaml")}
+    if method == "fixed_equal":
+        ratio = step_cost(merged_recipe(recipe, "multi")) / step_cost(flags)
+        flags |= {name: round(ratio * flags[name]) for name in SCHEDULE}
+    return flags
+
+
+def with_steps(flags: dict[str, Any], share: float) -> dict[str, Any]:
+    """The flags of a run of a share of the steps, at least one; warm-up and looks at the validation clips as well."""
+    scaled = {name: max(1, round(share * flags[name])) for name in SCHEDULE}
+    return {**flags, **scaled, "eval_steps": str(max(1, scaled["max_train_steps"] // NUM_LOOKS))}
 
 
 def points_of(plan: dict[int, tuple[int, int]]) -> dict[str, dict[int, EvalPoint]]:
@@ -70,12 +91,11 @@ def points_of(plan: dict[int, tuple[int, int]]) -> dict[str, dict[int, EvalPoint
     }
 
 
-def training_cost(recipe: str, method: str, max_train_steps: int | None, encoder: str = "fluxvit") -> dict[str, float]:
-    """What a run of a method costs: optimiser steps, clips seen, and 10^12 multiply-adds forward and backward.
+def step_cost(flags: dict[str, Any], encoder: str = "fluxvit") -> float:
+    """Multiply-adds of an optimiser step, forward and backward, on average over the clip shapes.
 
     A backward pass counts as two forward ones. All patches of a clip are embedded, once for all budgets.
     """
-    flags = merged_recipe(recipe, method)
     model = new_model(encoder)
     if flags["sampling"] == "fixed":
         shapes = [ClipShape(NUM_FRAMES, SIZE)]
@@ -87,12 +107,16 @@ def training_cost(recipe: str, method: str, max_train_steps: int | None, encoder
         points = [EvalPoint(shape.num_frames, shape.size, budget) for budget in flags["token_budgets"]]
         dense = point_flops(model, replace(points[0], token_budget=None))
         of_shape.append(dense["embedding"] + sum(point_flops(model, point)["encoder"] for point in points))
-    steps = max_train_steps or flags["max_train_steps"]
-    clips = steps * flags["per_device_train_batch_size"]
+    return 3 * flags["per_device_train_batch_size"] * statistics.mean(of_shape)
+
+
+def training_cost(flags: dict[str, Any], encoder: str = "fluxvit") -> dict[str, float]:
+    """What a run costs: optimiser steps, clips seen, and 10^12 multiply-adds."""
+    steps = flags["max_train_steps"]
     return {
         "steps": steps,
-        "clips": clips,
-        "tera_multiply_adds": round(3 * clips * statistics.mean(of_shape) / 1e12, 2),
+        "clips": steps * flags["per_device_train_batch_size"],
+        "tera_multiply_adds": round(steps * step_cost(flags, encoder) / 1e12, 2),
     }
 
 

@@ -1,11 +1,12 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
-"""The study's data sets: the generator's clips, and a folder of real ones."""
+"""The study's data sets: the generator's clips, and folders of real ones in parts that take turns at being tested."""
 
 import csv
 import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,17 @@ from .design import CLIPS
 from .motion_clips import write_motion_clips
 
 
-HELD_OUT_SHARE = 0.4  # few clips choose badly; what is tested is trained on all of them
-SPLIT_NAMES = {"validation": "val", "valid": "val", "dev": "val"}
+# Where the models of a real set's clips begin: the suffix of its task's name.
+STARTS = ("scratch", "made_up")
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A part of a data set: csv files of the clips to train on, and of those to test."""
+
+    name: str
+    train: Path
+    test: Path
 
 
 @dataclass(frozen=True)
@@ -26,24 +36,32 @@ class Task:
 
     Args:
         name: Of its folder in the output.
-        recipe: `study_RECIPE.yaml` holds the flags of all its runs.
-        train: csv of the training clips.
-        test: csv of the clips that results are reported on.
-        search: csv of the clips that token optimization chooses by.
-        search_train: csv to train the models on that are only there to choose by `search`; None if `search` is no part
-            of `train`, when each model chooses for itself.
+        recipe: `recipes/RECIPE.yaml` holds the flags of all its runs.
+        folds: Each clip is tested in one of them.
+        groups: Test clip -> group, those that are alike: all folds' clips, in the order they are kept in.
+        validation: csv of clips, tested in no fold, that token optimization chooses by; without one it chooses by the
+            clips of the other folds.
+        root: Folder that the csv's paths are relative to; their own if not given.
+        made_up: The task of the generator's clips, if models begin as those of the same method and seed there.
         views: Flags of the evaluation.
         horizontal_flip: Probability in training.
     """
 
     name: str
     recipe: str
-    train: Path
-    test: Path
-    search: Path
-    search_train: Path | None = None
+    folds: tuple[Fold, ...]
+    groups: dict[str, str]
+    validation: Path | None = None
+    root: Path | None = None
+    made_up: "Task | None" = None
     views: tuple[str, ...] = ()
     horizontal_flip: float = 0.0
+
+
+def read_rows(table: Path) -> list[dict[str, str]]:
+    """The rows of a csv file."""
+    with open(table, newline="", encoding="utf-8-sig") as file:
+        return list(csv.DictReader(file))
 
 
 def make_generator_task(output_dir: Path, num_clips: Sequence[int]) -> Task:
@@ -53,81 +71,93 @@ def make_generator_task(output_dir: Path, num_clips: Sequence[int]) -> Task:
         listed = directory / f"{split}.csv"
         if not listed.exists() or len(listed.read_text(encoding="utf-8").splitlines()) != number + 1:
             write_motion_clips(directory, number, 0, split, CLIPS)
-    return Task("generator", "generator", *(directory / f"{split}.csv" for split in ("train", "test", "val")))
+    names = [row["path"] for row in read_rows(directory / "test.csv")]
+    return Task(
+        "generator",
+        "generator",
+        (Fold("all", directory / "train.csv", directory / "test.csv"),),
+        dict(zip(names, names, strict=True)),
+        validation=directory / "val.csv",
+    )
 
 
-def make_real_task(output_dir: Path, data_dir: Path, split_csv: str) -> Task:
-    """Lists a real set's clips by what they are for.
+def make_real_tasks(
+    output_dir: Path, data_dir: Path, split_csv: str, num_folds: int, made_up: Task, max_clips: int | None = None
+) -> list[Task]:
+    """Parts a real set's clips by groups, and lists them: a task for each of `STARTS`.
 
-    Training mirrors them unless a label names a side: "left" would become "right".
+    Whole groups (column `group`: a sequence, a person) are tested together. Training mirrors clips unless a label names
+    a side: "left" would become "right".
+
+    Args:
+        output_dir: Where the lists go.
+        data_dir: The set's folder.
+        split_csv: Its table: path,label,group.
+        num_folds: Parts.
+        made_up: The task of the generator's clips.
+        max_clips: Take only so many, evenly spread over the table, for a short try.
 
     Raises:
-        ValueError: a column is missing, or no training or test clips.
+        ValueError: a column is missing, or the groups cannot be parted so that every label is in all training parts.
     """
     table = data_dir / split_csv
-    with open(table, newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-    missing = sorted({"path", "label", "split"} - set(rows[0] if rows else ()))
+    rows = read_rows(table)
+    missing = sorted({"path", "label", "group"} - set(rows[0] if rows else ()))
     if missing:
-        raise ValueError(f"{table} must have columns path, label and split, {missing} missing")
-    of_split: dict[str, list[dict]] = {"train": [], "val": [], "test": []}
-    for row in rows:
-        of_split.setdefault(SPLIT_NAMES.get(row["split"], row["split"]), []).append(row)
-    if not of_split["train"] or not of_split["test"]:
-        found = {name: len(part) for name, part in of_split.items()}
-        raise ValueError(f"{table} must have rows of the splits train and test, got {found}")
-    name = f"real_{data_dir.resolve().name}"
-    directory = output_dir / name / "clips"
+        raise ValueError(f"{table} must have columns path, label and group, {missing} missing")
+    if max_clips is not None and max_clips < len(rows):
+        rows = [rows[index * len(rows) // max_clips] for index in range(max_clips)]
+    part_of = part_groups([row["group"] for row in rows], num_folds)
+    labels = {row["label"] for row in rows}
+    name = data_dir.resolve().name
+    directory = output_dir / name
     directory.mkdir(parents=True, exist_ok=True)
+    folds = []
+    for fold in range(num_folds):
+        parts = {
+            "train": [row for row in rows if part_of[row["group"]] != fold],
+            "test": [row for row in rows if part_of[row["group"]] == fold],
+        }
+        unseen = sorted(labels - {row["label"] for row in parts["train"]})
+        if unseen:
+            raise ValueError(f"{table} in {num_folds} parts: part {fold} has all groups with the labels {unseen}")
+        for part, listed in parts.items():
+            lines = [(row["path"], row["label"]) for row in listed]
+            write_csv(directory / f"fold{fold}_{part}.csv", ("path", "label"), lines)
+        folds.append(Fold(f"fold{fold}", *(directory / f"fold{fold}_{part}.csv" for part in parts)))
+    sided = any(re.search(r"(?<![a-z])(left|right)(?![a-z])", label.lower()) for label in labels)
+    return [
+        Task(
+            f"{name}_{start}",
+            f"real_{start}",
+            tuple(folds),
+            {row["path"]: row["group"] for row in rows},
+            root=Path(os.path.abspath(data_dir)),
+            made_up=made_up if start == "made_up" else None,
+            views=("--num_crops", "3"),
+            horizontal_flip=0.0 if sided else 0.5,
+        )
+        for start in STARTS
+    ]
 
-    def listed(part_name: str, part: Iterable[dict]) -> Path:
-        lines = [(os.path.abspath(data_dir / row["path"]), row["label"]) for row in part]
-        write_csv(directory / f"{part_name}.csv", ("path", "label"), lines)
-        return directory / f"{part_name}.csv"
 
-    sided = any(re.search(r"(?<![a-z])(left|right)(?![a-z])", row["label"].lower()) for row in rows)
-    task = Task(
-        name,
-        "real",
-        listed("train", of_split["train"]),
-        listed("test", of_split["test"]),
-        listed("val", of_split["val"]),
-        views=("--num_crops", "3"),
-        horizontal_flip=0.0 if sided else 0.5,
-    )
-    if of_split["val"]:
-        return task
-    kept, held_out = hold_out(of_split["train"], HELD_OUT_SHARE)
-    return replace(task, search=listed("held_out", held_out), search_train=listed("kept", kept))
+def part_groups(groups: Sequence[str], num_parts: int) -> dict[str, int]:
+    """Group -> part, of parts with about as many clips each: large groups first, each into the smallest part.
 
-
-def hold_out(rows: Sequence[dict], share: float) -> tuple[list[dict], list[dict]]:
-    """Parts training rows into those kept and those held out, about `share` of them.
-
-    Whole groups (column `group`) are held out where every label keeps clips on both sides, else clips of each label.
+    Args:
+        groups: The group of each clip.
+        num_parts: At least 2.
 
     Raises:
-        ValueError: a label has a single clip.
+        ValueError: fewer groups than parts.
     """
-    labels = {row["label"] for row in rows}
-    groups = sorted({row.get("group") or "" for row in rows})
-    order = np.random.default_rng(0).permutation(len(groups))
-    chosen: set[str] = set()
-    for index in order:
-        if sum((row.get("group") or "") in chosen for row in rows) >= share * len(rows):
-            break
-        chosen.add(groups[index])
-    parts: tuple[list[dict], list[dict]] = ([], [])
-    for row in rows:
-        parts[(row.get("group") or "") in chosen].append(row)
-    if all({row["label"] for row in part} == labels for part in parts):
-        return parts
-    parts = ([], [])
-    for label in sorted(labels):
-        of_label = [row for row in rows if row["label"] == label]
-        if len(of_label) < 2:
-            raise ValueError(f"label {label!r} has a single training clip, none of which can be held out")
-        number = max(1, round(share * len(of_label)))
-        parts[1].extend(of_label[:number])
-        parts[0].extend(of_label[number:])
+    sizes = Counter(groups)
+    if not 2 <= num_parts <= len(sizes):
+        raise ValueError(f"number of parts must be between 2 and the {len(sizes)} groups, got {num_parts}")
+    names = sorted(sizes)
+    order = [names[index] for index in np.random.default_rng(0).permutation(len(names))]
+    parts, filled = {}, [0] * num_parts
+    for group in sorted(order, key=lambda group: -sizes[group]):
+        parts[group] = filled.index(min(filled))
+        filled[parts[group]] += sizes[group]
     return parts
