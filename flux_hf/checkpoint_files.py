@@ -23,6 +23,7 @@ from typing import Any
 AUTO_MAP = {
     "AutoConfig": "configuration_fluxvit.FluxViTConfig",
     "AutoModel": "modeling_fluxvit.FluxViTModel",
+    "AutoModelForPreTraining": "modeling_fluxvit_pretraining.FluxViTForPreTraining",
     "AutoModelForVideoClassification": "modeling_fluxvit.FluxViTForVideoClassification",
     "AutoVideoProcessor": "video_processing_fluxvit.FluxViTVideoProcessor",
 }
@@ -47,6 +48,7 @@ from .flux_vivit import *
 from .flux_vjepa2 import *
 from .modeling_flux import *
 from .modeling_fluxvit import *
+from .modeling_fluxvit_pretraining import *
 from .patch_grids import *
 from .token_selection import *
 from .video_decoding import *

@@ -148,6 +148,9 @@ class FluxViTConfig(TokenBudgetConfig, PreTrainedConfig):
         token_selection: Name of the selector, see `token_selection.TOKEN_SELECTORS`.
         num_token_groups: Frame groups of the group-dynamic selector.
         token_plan: Budget -> [num_frames, size] found best for it on a validation split.
+        alignment_layers: In pretraining, the layers (from 0, rising) that are aligned to layers of a teacher.
+        teacher_hidden_size: The teacher's width, in pretraining.
+        teacher_projection_dim: The width of the teacher's pooled feature, in pretraining.
     """
 
     AUTO_MAP = AUTO_MAP
@@ -184,8 +187,13 @@ class FluxViTConfig(TokenBudgetConfig, PreTrainedConfig):
     token_selection: str = "group_dynamic"
     num_token_groups: int = 4
     token_plan: dict | None = None
+    alignment_layers: list[int] | tuple[int, ...] | None = None
+    teacher_hidden_size: int | None = None
+    teacher_projection_dim: int | None = None
 
     def __post_init__(self, **kwargs):
+        if self.alignment_layers is not None:
+            self.alignment_layers = list(self.alignment_layers)
         self.position_embedding_grid = list(self.position_embedding_grid)
         self._as_lists()
         # Called here although the library calls every `validate_*` later: it would wrap the ValueError in another type.
@@ -222,6 +230,7 @@ class FluxViTConfig(TokenBudgetConfig, PreTrainedConfig):
         self._validate_clip()
         self._validate_rates()
         self._validate_budgets()
+        self._validate_teacher()
 
     def _validate_sizes(self) -> None:
         positive = (
@@ -236,6 +245,14 @@ class FluxViTConfig(TokenBudgetConfig, PreTrainedConfig):
         grid = self.position_embedding_grid
         self._require("position_embedding_grid", len(grid) == 3 and all(map(is_count, grid)), "three sizes >= 1")
         self._require("hidden_act", self.hidden_act in ACT2FN, f"one of {sorted(ACT2FN)}")
+
+    def _validate_teacher(self) -> None:
+        layers, last = self.alignment_layers, self.num_hidden_layers - 1
+        legal = layers is None or (layers == sorted(set(layers)) and layers and 0 <= layers[0] <= layers[-1] <= last)
+        self._require("alignment_layers", legal, f"one or more layers from 0 to {last}, rising, or None")
+        for name in ("teacher_hidden_size", "teacher_projection_dim"):
+            value = getattr(self, name)
+            self._require(name, value is None or value >= 1, "at least 1, or None")
 
     def _validate_rates(self) -> None:
         for name in ("drop_path_rate", "attention_dropout", "classifier_dropout"):

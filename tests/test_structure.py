@@ -19,7 +19,7 @@ FLOORS = (
     "conversion",
     "training.data",
     "training.arguments",
-    "training.engine training.inference training.objectives",
+    "training.engine training.inference training.objectives training.distillation",
     "training.model",
     "training.classification",
     "training.finetune training.finetune_with_trainer training.evaluate training.predict training.optimize_tokens "

@@ -35,6 +35,7 @@ HUB_FILES = {
     "flux_vjepa2.py",
     "modeling_flux.py",
     "modeling_fluxvit.py",
+    "modeling_fluxvit_pretraining.py",
     "patch_grids.py",
     "token_selection.py",
     "video_decoding.py",
@@ -44,7 +45,13 @@ HUB_FILES = {
     "video_streams.py",
     "video_transforms.py",
 }
-AUTO_CLASSES = {"AutoConfig", "AutoModel", "AutoModelForVideoClassification", "AutoVideoProcessor"}
+AUTO_CLASSES = {
+    "AutoConfig",
+    "AutoModel",
+    "AutoModelForPreTraining",
+    "AutoModelForVideoClassification",
+    "AutoVideoProcessor",
+}
 
 # Runs where flux_hf cannot be imported, whatever is installed; prints one line of JSON.
 STRANGER = """

@@ -11,12 +11,16 @@ from hf_common_tests.test_configuration_common import ConfigTester
 from hf_common_tests.test_modeling_common import ModelTesterMixin, floats_tensor, ids_tensor
 from transformers.testing_utils import require_torch, torch_device
 
-from flux_hf import FluxViTConfig, FluxViTForVideoClassification, FluxViTModel
+from flux_hf import FluxViTConfig, FluxViTForPreTraining, FluxViTForVideoClassification, FluxViTModel
 from flux_hf.modeling_fluxvit import FluxViTPatchEmbeddings
 
 
-# The mixins tell base models and models with labels by name, in tables that `Auto*.register` does not extend.
-common.MODEL_MAPPING_NAMES = {**common.MODEL_MAPPING_NAMES, "fluxvit": "FluxViTModel"}
+# The mixins tell models without a loss and models with labels by name, in tables that `Auto*.register` does not extend.
+common.MODEL_MAPPING_NAMES = {
+    **common.MODEL_MAPPING_NAMES,
+    "fluxvit": "FluxViTModel",
+    "fluxvit_student": "FluxViTForPreTraining",
+}
 common.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES = {
     **common.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES,
     "fluxvit": "FluxViTForVideoClassification",
@@ -52,6 +56,9 @@ class FluxViTModelTester:
             token_budget=self.token_budget,
             layer_scale_init_value=0.5,
             num_labels=self.num_labels,
+            alignment_layers=[0, 1],
+            teacher_hidden_size=40,
+            teacher_projection_dim=20,
         )
 
     def prepare_config_and_inputs(self):
@@ -79,7 +86,7 @@ class FluxViTModelTester:
 
 @require_torch
 class FluxViTModelTest(ModelTesterMixin, unittest.TestCase):
-    all_model_classes = (FluxViTModel, FluxViTForVideoClassification)
+    all_model_classes = (FluxViTModel, FluxViTForVideoClassification, FluxViTForPreTraining)
     test_resize_embeddings = False
     test_can_init_all_missing_weights_before_2023 = True
     # A forward uses one of the heads; the others get no gradient.

@@ -1,0 +1,256 @@
+"""Flux-UMT: the teacher's features are the official ones, the loss is that of a case computed by hand."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import tiny_config
+from torch.nn.functional import normalize
+from transformers import AutoModelForPreTraining, VideoMAEConfig
+
+from conversion.convert_to_hf import convert
+from conversion.infer_config import ConfigChoices
+from flux_hf import (
+    FluxConfig,
+    FluxForVideoClassification,
+    FluxViTForPreTraining,
+    FluxViTForVideoClassification,
+    FluxViTModel,
+)
+from training.distillation import (
+    FluxUMT,
+    Teacher,
+    common_tokens,
+    distance,
+    draw_subsets,
+    motion_weights,
+    spread_layers,
+)
+
+
+GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
+TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
+EVERYTHING = 10**6
+
+
+def clips(frames=4, seed=0):
+    return torch.randn(2, frames, 3, 28, 28, generator=torch.Generator().manual_seed(seed))
+
+
+def student(**changes):
+    torch.manual_seed(0)
+    told = {"alignment_layers": [0, 1], "teacher_hidden_size": 32, "teacher_projection_dim": 16}
+    return FluxViTForPreTraining(tiny_config(**{"token_budgets": [16], "token_budget": 16, **told, **changes}))
+
+
+def teacher(token_budget=12, layers=(0, 1)):
+    torch.manual_seed(1)
+    return Teacher(FluxViTForVideoClassification(tiny_config()), layers, token_budget)
+
+
+# The teacher ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_teacher_is_the_official_one(tmp_path):
+    choices = ConfigChoices(num_attention_heads=3, num_pooling_heads=4, position_frames=8)
+    convert(GOLDEN / "internvideo2_tiny_checkpoint.pth", tmp_path / "teacher", choices)
+    golden = load_file(GOLDEN / "internvideo2_tiny_golden.safetensors")
+    layers = sorted(json.loads((GOLDEN / "internvideo2_tiny_golden.json").read_text())["teacher_layer_index"])
+    video = (golden["video_uint8"].float() / 255 * 6 - 3).transpose(1, 2)
+    told = Teacher(FluxViTForVideoClassification.from_pretrained(tmp_path / "teacher"), layers, EVERYTHING)(video)
+    torch.testing.assert_close(torch.stack(told.layers), golden["teacher_layers"], **TOLERANCE)
+    torch.testing.assert_close(told.pooled, golden["teacher_pooled"], **TOLERANCE)
+    torch.testing.assert_close(told.weights, golden["teacher_attention"], **TOLERANCE)
+    assert told.class_tokens == 1
+
+
+def test_a_teacher_stays_as_it_was_loaded():
+    frozen = teacher()
+    objective = FluxUMT(student(), frozen, [8, 4])
+    objective.train()
+    assert objective.model.training and not any(module.training for module in frozen.modules())
+    objective(clips()).loss.backward()
+    assert all(p.grad is None and not p.requires_grad for p in frozen.parameters())
+    assert all(p.grad is not None for p in objective.model.parameters())
+
+
+def test_a_teacher_without_pooling_attention_counts_by_motion():
+    backbone = VideoMAEConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=28, patch_size=14,
+        num_frames=4, tubelet_size=1,
+    )  # fmt: skip
+    config = FluxConfig(backbone_config=backbone, token_budgets=[16], token_budget=16)
+    told = Teacher(FluxForVideoClassification(config), [0, 1], 12)(clips())
+    assert told.class_tokens == 0 and told.weights.shape == (2, 12) and (told.weights > 0).all()
+    objective = FluxUMT(
+        student(teacher_projection_dim=config.projection_dim),
+        Teacher(FluxForVideoClassification(config), [0, 1], 12),
+        [8],
+    )
+    assert objective(clips()).loss.isfinite()
+
+
+def test_motion_counts():
+    patches = torch.zeros(1, 4, 3, 2)
+    patches[0, 2, 1] = 3.0
+    weights = motion_weights(patches, torch.tensor([[0, 4, 7, 10]]))
+    assert weights[0, 2] == weights[0, 3] == pytest.approx(18**0.5) and 0 < weights[0, 0] == weights[0, 1] < 1e-6
+    assert (motion_weights(patches[:, :1], torch.tensor([[0, 2]])) == 1).all()
+
+
+@pytest.mark.parametrize("layers", [[], [1, 0], [0, 2], [-1]])
+def test_layers_a_teacher_does_not_have(layers):
+    with pytest.raises(ValueError, match=r"from 0 to 1, rising, got"):
+        teacher(layers=layers)
+
+
+def test_layers_are_spread_as_published():
+    assert spread_layers(40, 6, 3.34) == [23, 26, 29, 33, 36, 39]
+    assert spread_layers(12, 6, 1) == [6, 7, 8, 9, 10, 11]
+    assert spread_layers(24, 6, 1) == [18, 19, 20, 21, 22, 23]
+    for number, interval in ((6, 3.34), (3, 0.3)):
+        with pytest.raises(ValueError, match=f"{number} of 12 layers cannot be {interval} apart"):
+            spread_layers(12, number, interval)
+
+
+# Subsets --------------------------------------------------------------------------------------------------------------
+
+
+def test_subsets_lie_within_each_other_and_the_teachers():
+    weights = torch.rand(3, 20)
+    all_of_them, half, few = draw_subsets(weights, [30, 10, 4], torch.Generator().manual_seed(0))
+    assert (all_of_them == torch.arange(20)).all()
+    for row in range(3):
+        assert set(few[row].tolist()) < set(half[row].tolist()) < set(range(20))
+        assert half[row].tolist() == sorted(set(half[row].tolist())) and len(few[row]) == 4
+    again = draw_subsets(weights, [4], torch.Generator().manual_seed(0))[0]
+    assert (again == few).all()
+
+
+def test_tokens_are_drawn_by_weight():
+    weights = torch.tensor([[1.0, 2.0, 7.0]]).expand(20_000, -1)
+    [first] = draw_subsets(weights, [1], torch.Generator().manual_seed(0))
+    assert first.flatten().bincount().div(20_000).tolist() == pytest.approx([0.1, 0.2, 0.7], abs=0.01)
+    [two] = draw_subsets(weights, [2], torch.Generator().manual_seed(0))  # 0 and 1: 0.1 * 2 / 9 + 0.2 * 1 / 8
+    assert (two == torch.tensor([0, 1])).all(1).float().mean().item() == pytest.approx(0.0472, abs=0.005)
+
+
+# The loss -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_distance_by_hand():
+    ours, theirs = torch.tensor([[1.0, 0.0], [0.6, 0.8]]), torch.tensor([[0.0, 1.0], [0.6, 0.8]])
+    assert distance(ours, theirs).item() == pytest.approx(1)  # 2 and 0
+    places = torch.tensor([[0, 2]])
+    told = torch.arange(8.0).reshape(1, 4, 2)
+    with_class = common_tokens(torch.zeros(1, 3, 2), told, places, 1)
+    assert with_class[0].shape == (1, 3, 2) and with_class[1][0, :, 0].tolist() == [0, 2, 6]
+    without = common_tokens(torch.zeros(1, 3, 2), told, places, 0)
+    assert without[0].shape == (1, 2, 2) and without[1][0, :, 0].tolist() == [0, 4]
+
+
+@torch.no_grad()
+def test_the_loss_is_that_of_its_parts_computed_one_by_one():
+    model, frozen = student().eval(), teacher()
+    objective = FluxUMT(model, frozen, [12, 6], layer_weight=0.5, pooled_weight=2.0, budget_weights=[1.0, 3.0])
+    video, seen = clips(), clips(seed=1)
+    found = objective(video, seen, torch.Generator().manual_seed(3))
+    told = frozen(seen)
+    total = 0.0
+    for weight, places in zip(
+        [1, 3], draw_subsets(told.weights, [12, 6], torch.Generator().manual_seed(3)), strict=True
+    ):
+        outputs = model(video, keep_indices=told.keep_indices.gather(1, places))
+        distances = []
+        for ours, theirs in zip(outputs.layer_features, told.layers, strict=True):
+            for clip in range(2):
+                wanted = torch.cat([theirs[clip, :1], theirs[clip, 1:][places[clip]]])
+                distances += (ours[clip] - wanted).square().sum(-1).tolist()
+        pooled = (outputs.pooled_feature - told.pooled).square().sum(-1).mean().item()
+        total += weight * (0.5 * sum(distances) / len(distances) + 2 * pooled)
+    assert found.loss.item() == pytest.approx(total, rel=1e-5)
+    assert found.layer_losses.shape == found.pooled_losses.shape == (2,)
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_learn():
+    """Decoders of the identity, LayerNorm left out: the loss of equal features is zero."""
+    frozen = teacher()
+    model = student(token_budgets=[16, 8, 4], token_budget=8).eval()
+    model.fluxvit.load_state_dict(frozen.model.fluxvit.state_dict())
+    model.layer_decoders = torch.nn.ModuleList([Same(), Same()])
+    model.pooled_decoder = Same()
+    torch.nn.init.zeros_(model.decoder_positions.table)
+    # the subset is what the teacher kept: only then are features of one forward those of the other
+    assert FluxUMT(model, frozen, [12])(clips()).loss.item() == pytest.approx(0, abs=1e-5)
+    assert FluxUMT(model, frozen, [4])(clips()).loss.item() > 1e-3
+
+
+class Same(torch.nn.Module):
+    def forward(self, features):
+        return normalize(features, dim=-1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "given", "message"),
+    [
+        ({"alignment_layers": [1]}, {}, r"\[1\] of the student and \[0, 1\]"),
+        ({"patch_size": 7, "image_size": 28}, {}, "patch_size must be the teacher's 14, got 7"),
+        ({}, {"budgets": [0]}, "budgets must be a whole number of at least 1, got 0"),
+        ({}, {"budget_weights": [1.0]}, r"one for each of \[2048, 1536, 1024\], got \[1.0\]"),
+        ({}, {"layer_weight": -1.0}, "layer_weight=-1.0"),
+    ],
+)
+def test_what_cannot_be_distilled_is_refused(changes, given, message):
+    with pytest.raises(ValueError, match=message):
+        FluxUMT(student(**changes), teacher(), **given)
+
+
+# The student ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_student_saves_and_loads_and_others_load_from_it(tmp_path):
+    model = student().eval()
+    model.save_pretrained(tmp_path / "student")
+    again = AutoModelForPreTraining.from_pretrained(tmp_path / "student").eval()
+    assert isinstance(again, FluxViTForPreTraining) and again.config.alignment_layers == [0, 1]
+    with torch.no_grad():
+        ours, theirs = model(clips(), token_budget=6), again(clips(), token_budget=6)
+        assert torch.equal(ours.pooled_feature, theirs.pooled_feature) and torch.equal(
+            torch.stack(ours.layer_features), torch.stack(theirs.layer_features)
+        )
+        encoder = FluxViTModel.from_pretrained(tmp_path / "student").eval()
+        classifier = FluxViTForVideoClassification.from_pretrained(tmp_path / "student", num_labels=5).eval()
+        wanted = model.fluxvit(clips(), token_budget=6)
+        for loaded in (encoder, classifier.with_token_budgets([16, 8, 4]).eval()):
+            found = loaded(clips(), token_budget=6)
+            assert torch.equal(found.last_hidden_state, wanted.last_hidden_state)
+            assert torch.equal(found.pooler_output, wanted.pooler_output)
+
+
+@pytest.mark.parametrize("frames", [1, 3, 6])
+@torch.no_grad()
+def test_any_clip(frames):
+    outputs = student()(clips(frames), token_budget=5)
+    kept = min(5, frames * 4)
+    assert [tuple(layer.shape) for layer in outputs.layer_features] == [(2, 1 + kept, 32)] * 2
+    assert torch.allclose(outputs.pooled_feature.norm(dim=-1), torch.ones(2))
+
+
+def test_a_student_must_know_its_teacher():
+    with pytest.raises(ValueError, match=r"\['teacher_hidden_size'\] of the config must be given"):
+        student(teacher_hidden_size=None)
+    for layers in ([], [1, 0], [2]):
+        with pytest.raises(ValueError, match="alignment_layers must be one or more layers from 0 to 1"):
+            student(alignment_layers=layers)
+
+
+def test_decoder_positions_are_not_decayed():
+    model = student()
+    free = {name for name, p in model.named_parameters() if p.ndim > 1 and not model.takes_weight_decay(name, p)}
+    assert free == {
+        "decoder_positions.table",
+        "fluxvit.embeddings.cls_token",
+        "fluxvit.embeddings.position_embeddings.table",
+    }

@@ -1,0 +1,235 @@
+# Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
+"""Flux-UMT: a student learns a frozen teacher's features of unlabelled clips, at several token budgets at once.
+
+Source: paper, section 3 and Table 14; InternVideo2's distillation, which it starts from. Where the paper is silent:
+the teacher's own embedding scores the tokens that it keeps; smaller student subsets lie within larger ones, for they
+are drawn at once; the loss is the mean over the budgets, so that its size does not depend on how many there are.
+
+Shapes: B clips, K tokens that the teacher keeps, C of them that a student keeps, D' and P' the teacher's width and
+projection width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import ModelOutput
+
+from flux_hf.modeling_fluxvit_pretraining import FluxViTForPreTraining
+from flux_hf.protocol import VideoTokenClassifier
+from flux_hf.token_selection import as_count, frame_difference_scores
+
+
+TEACHER_TOKENS = 2048
+STUDENT_BUDGETS = (2048, 1536, 1024)
+
+
+class TeacherFeatures(NamedTuple):
+    """What a teacher says of clips; L2-normalised, float32.
+
+    `keep_indices` (B, K) rising: what it encoded; `layers`: (B, n + K, D') each, n = `class_tokens` of them first;
+    `pooled` (B, P'); `weights` (B, K): how much each token counts, above 0.
+    """
+
+    keep_indices: Tensor
+    layers: tuple[Tensor, ...]
+    pooled: Tensor
+    weights: Tensor
+    class_tokens: int
+
+
+class Teacher(nn.Module):
+    """A frozen encoder with the model protocol, in evaluation mode whatever it is asked, without gradients.
+
+    Args:
+        model: FluxViT, InternVideo2, or Flux around another encoder.
+        layers: Whose outputs are features, counted from 0, rising; before any last norm. `spread_layers` gives them.
+        token_budget: Tokens K to keep, by the model's selector on its own embedding.
+
+    Raises:
+        ValueError: layers that the model does not have, or a budget below 1.
+    """
+
+    def __init__(self, model: VideoTokenClassifier, layers: Sequence[int], token_budget: int = TEACHER_TOKENS):
+        super().__init__()
+        last = model.config.num_hidden_layers - 1
+        if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] > last:
+            raise ValueError(f"layers must be one or more from 0 to {last}, rising, got {list(layers)}")
+        self.model = model.eval().requires_grad_(False)
+        self.layers, self.token_budget = tuple(layers), as_count("token_budget", token_budget)
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, pixel_values_videos: Tensor) -> TeacherFeatures:
+        """(B, T, 3, H, W), normalised as the teacher was trained, to its features."""
+        patches, grid = self.model.embed(pixel_values_videos)
+        [keep_indices] = self.model.select(patches, [self.token_budget])
+        hidden_states, states = self.model.encode(patches, grid, keep_indices, self.layers)
+        pooled, attention = self.model.pool(hidden_states, 0, attention=True)
+        kept = keep_indices.shape[1]
+        class_tokens = hidden_states.shape[1] - kept
+        if attention is None:
+            weights = motion_weights(patches, keep_indices)
+        else:
+            weights = attention.float().mean(1)[:, 0, class_tokens:]
+        layers = tuple(nn.functional.normalize(state.float(), dim=-1) for state in states)
+        pooled = nn.functional.normalize(pooled.float(), dim=-1)
+        return TeacherFeatures(keep_indices, layers, pooled, weights, class_tokens)
+
+
+def motion_weights(patches: Tensor, keep_indices: Tensor) -> Tensor:
+    """How much kept tokens count where no pooling attention says it: how far their embeddings moved.
+
+    Args:
+        patches: (B, T', L, D).
+        keep_indices: (B, K).
+
+    Returns:
+        (B, K), above 0; all alike in a single frame, which shows no motion.
+    """
+    if patches.shape[1] == 1:
+        return torch.ones_like(keep_indices, dtype=torch.float32)
+    scores = frame_difference_scores(patches).flatten(1).gather(1, keep_indices)
+    return scores + torch.finfo(scores.dtype).eps
+
+
+def draw_subsets(weights: Tensor, budgets: Sequence[int], generator: torch.Generator | None = None) -> list[Tensor]:
+    """Places of a teacher's tokens that students keep: drawn without replacement by weight, each within every larger.
+
+    Args:
+        weights: (B, K), above 0.
+        budgets: Tokens of each student; at or above K, all.
+        generator: On the weights' device; the global one if not given.
+
+    Returns:
+        For each budget (B, min(budget, K)) rising places in [0, K).
+    """
+    kept = weights.shape[1]
+    # The order of exponential waiting times at these rates is that of draws without replacement.
+    waiting = torch.empty_like(weights, dtype=torch.float64).exponential_(generator=generator)
+    order = (waiting / weights.double()).argsort(dim=1, stable=True)
+    return [order[:, : min(budget, kept)].sort(dim=1).values for budget in budgets]
+
+
+@dataclass
+class DistillationOutput(ModelOutput):
+    """What the objective returns.
+
+    Args:
+        loss: Scalar.
+        layer_losses: (budgets,) detached, mean over the aligned layers.
+        pooled_losses: (budgets,) detached.
+    """
+
+    loss: Tensor | None = None
+    layer_losses: Tensor | None = None
+    pooled_losses: Tensor | None = None
+
+
+class FluxUMT(nn.Module):
+    """One teacher forward, a student at several budgets; embedding and positions of the student are shared by them.
+
+    L = sum_c w_c * (layer_weight * mean(2 - 2 <s, t>) + pooled_weight * mean(2 - 2 <s_pooled, t_pooled>)), the first
+    mean over batch, aligned layers and the tokens of subset c, with the class token where both have one; w_c sum to 1.
+
+    Args:
+        model: The student.
+        teacher: Its layers are paired with the student's `config.alignment_layers` in order.
+        budgets: Tokens of each student forward, out of those that the teacher kept.
+        layer_weight, pooled_weight: Of the two losses; 1 and 1 in InternVideo2.
+        budget_weights: w_c; equal ones that sum to 1 if not given.
+
+    Raises:
+        ValueError: layers that do not pair, patches cut in another way, budgets below 1, or weights that are negative
+            or not one for each.
+    """
+
+    def __init__(
+        self,
+        model: FluxViTForPreTraining,
+        teacher: Teacher,
+        budgets: Sequence[int] = STUDENT_BUDGETS,
+        layer_weight: float = 1.0,
+        pooled_weight: float = 1.0,
+        budget_weights: Sequence[float] | None = None,
+    ):
+        super().__init__()
+        config, other = model.config, teacher.model.config
+        if len(config.alignment_layers) != len(teacher.layers):
+            raise ValueError(f"{config.alignment_layers} of the student and {list(teacher.layers)} must be as many")
+        for name in ("patch_size", "tubelet_size"):
+            if getattr(config, name) != getattr(other, name):
+                raise ValueError(f"{name} must be the teacher's {getattr(other, name)}, got {getattr(config, name)}")
+        self.model, self.teacher = model, teacher
+        self.budgets = [as_count("budgets", budget) for budget in budgets]
+        weights = [1 / len(self.budgets)] * len(self.budgets) if budget_weights is None else list(budget_weights)
+        if len(weights) != len(self.budgets) or min([*weights, layer_weight, pooled_weight]) < 0:
+            raise ValueError(
+                f"weights must not be negative, one for each of {self.budgets}, got {weights}, "
+                f"layer_weight={layer_weight} and pooled_weight={pooled_weight}"
+            )
+        self.budget_weights, self.layer_weight, self.pooled_weight = weights, layer_weight, pooled_weight
+
+    def forward(
+        self,
+        pixel_values_videos: Tensor,
+        teacher_pixels: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> DistillationOutput:
+        """The loss of a batch.
+
+        Args:
+            pixel_values_videos: (B, T, 3, H, W), normalised as the student wants.
+            teacher_pixels: The same clips, normalised as the teacher wants; the student's if not given.
+            generator: Of the draw of subsets.
+        """
+        told = self.teacher(pixel_values_videos if teacher_pixels is None else teacher_pixels)
+        patches, grid = self.model.embed(pixel_values_videos)
+        layer_losses, pooled_losses = [], []
+        for places in draw_subsets(told.weights, self.budgets, generator):
+            keep_indices = told.keep_indices.gather(1, places)
+            found = self.model.features(patches, grid, keep_indices)
+            pairs = zip(found.layer_features, told.layers, strict=True)
+            of_layers = [distance(*common_tokens(ours, theirs, places, told.class_tokens)) for ours, theirs in pairs]
+            layer_losses.append(torch.stack(of_layers).mean())
+            pooled_losses.append(distance(found.pooled_feature, told.pooled))
+        of_layers, of_pooled = torch.stack(layer_losses), torch.stack(pooled_losses)
+        weights = of_layers.new_tensor(self.budget_weights)
+        loss = (weights * (self.layer_weight * of_layers + self.pooled_weight * of_pooled)).sum()
+        return DistillationOutput(loss=loss, layer_losses=of_layers.detach(), pooled_losses=of_pooled.detach())
+
+
+def common_tokens(ours: Tensor, theirs: Tensor, places: Tensor, class_tokens: int) -> tuple[Tensor, Tensor]:
+    """A student's features (B, 1 + C, D') and a teacher's (B, n + K, D') of the same tokens.
+
+    The class token is compared where the teacher has one too.
+    """
+    wanted = (places + class_tokens)[:, :, None].expand(-1, -1, theirs.shape[-1])
+    of_patches = theirs.gather(1, wanted)
+    if class_tokens == 1:
+        return ours, torch.cat([theirs[:, :1], of_patches], dim=1)
+    return ours[:, 1:], of_patches
+
+
+def distance(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Mean of 2 - 2 <s, t>, which of unit vectors is the squared distance."""
+    return (2 - 2 * (ours * theirs).sum(-1)).mean()
+
+
+def spread_layers(num_layers: int, number: int, interval: float) -> list[int]:
+    """Layers to align, counted from 0, rising: backwards from the last one, `interval` apart.
+
+    Source: InternVideo2: 6 layers, a student's 1 apart, a teacher's of 40 layers 3.34: 23, 26, 29, 33, 36, 39.
+
+    Raises:
+        ValueError: so many layers so far apart reach below the first one, or are not distinct.
+    """
+    layers = sorted(num_layers - int(index * interval) - 1 for index in range(as_count("number", number)))
+    if layers[0] < 0 or len(set(layers)) < number:
+        raise ValueError(f"{number} of {num_layers} layers cannot be {interval} apart: that gives {layers}")
+    return layers
