@@ -18,12 +18,12 @@ FLOORS = (
     "flux_hf",
     "conversion",
     "training.data",
-    "training.arguments",
+    "training.arguments training.pretrain_arguments",
     "training.engine training.inference training.objectives training.distillation",
-    "training.model",
-    "training.classification",
-    "training.finetune training.finetune_with_trainer training.evaluate training.predict training.optimize_tokens "
-    "training.check_videos",
+    "training.model training.batches",
+    "training.classification training.pretraining",
+    "training.finetune training.pretrain training.finetune_with_trainer training.evaluate training.predict "
+    "training.optimize_tokens training.check_videos",
     "training.study",
 )
 # As in transformers, everything of the model stands in one file.

@@ -202,8 +202,22 @@ class HubArguments:
 
 
 @dataclass(frozen=True)
-class FinetuneArguments:
-    """Every flag of `training.finetune`, in groups; a function takes those it needs. Never changed once parsed."""
+class TrainingCommandArguments:
+    """Every flag of a command that trains, in groups; a function takes those it needs. Never changed once parsed."""
+
+    def flat(self) -> dict[str, Any]:
+        """Flag -> value; the recipe's flags are among them."""
+        return {name: value for group in groups_of(type(self)) for name, value in asdict(getattr(self, group)).items()}
+
+
+def groups_of(kind: type[TrainingCommandArguments]) -> dict[str, type]:
+    """The groups of a command's flags."""
+    return {field.name: field.type for field in fields(kind) if field.name != "recipe"}
+
+
+@dataclass(frozen=True)
+class FinetuneArguments(TrainingCommandArguments):
+    """Of `training.finetune`."""
 
     model: ModelArguments
     objective: ObjectiveArguments
@@ -215,13 +229,6 @@ class FinetuneArguments:
     run: RunArguments
     hub: HubArguments
     recipe: str | None = None
-
-    def flat(self) -> dict[str, Any]:
-        """Flag -> value; the recipe's flags are among them."""
-        return {name: value for group in GROUPS for name, value in asdict(getattr(self, group)).items()}
-
-
-GROUPS: dict[str, type] = {field.name: field.type for field in fields(FinetuneArguments) if field.name != "recipe"}
 
 
 # Reading them --------------------------------------------------------------------------------------------------------
@@ -244,7 +251,7 @@ def parse_command(group: type, description: str, arguments: list[str] | None = N
     return args
 
 
-def read_recipe(path: str) -> dict:
+def read_recipe(path: str, kind: type[TrainingCommandArguments] = FinetuneArguments) -> dict:
     """A YAML file of flags, each of the type that its flag has, whatever YAML takes it for.
 
     Raises:
@@ -253,8 +260,9 @@ def read_recipe(path: str) -> dict:
     recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
     if not isinstance(recipe, dict):
         raise ValueError(f"a recipe must map flags to values, got {type(recipe).__name__} in {path}")
-    types = {flag.name: flag.type for group in GROUPS.values() for flag in fields(group)}
-    optional = {flag.name for group in GROUPS.values() for flag in fields(group) if flag.default is None}
+    flags = [flag for group in groups_of(kind).values() for flag in fields(group)]
+    types = {flag.name: flag.type for flag in flags}
+    optional = {flag.name for flag in flags if flag.default is None}
     unknown = sorted(set(recipe) - set(types))
     if unknown:
         raise ValueError(f"unknown flags in the recipe {path}: {unknown}")
@@ -282,20 +290,28 @@ def _typed(name: str, kind: Any, value: Any) -> Any:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> FinetuneArguments:
+    """The flags of `training.finetune`, as `parse_training`."""
+    args = parse_training(FinetuneArguments, "Fine-tunes FluxViT for video classification.", arguments)
+    check_arguments(args)
+    return args
+
+
+def parse_training(
+    kind: type[TrainingCommandArguments], description: str, arguments: list[str] | None
+) -> TrainingCommandArguments:
     """The flags of the command line over those of `--recipe FILE` over the defaults.
 
     Raises:
         ValueError: naming a flag whose value cannot work.
     """
-    parser = HfArgumentParser(list(GROUPS.values()), description="Fine-tunes FluxViT for video classification.")
+    parser = HfArgumentParser(list(groups_of(kind).values()), description=description)
     parser.add_argument("--recipe", help="YAML file of flags; the command line overrides it")
     recipe = parser.parse_known_args(arguments)[0].recipe
     if recipe:
-        parser.set_defaults(**read_recipe(recipe))
+        parser.set_defaults(**read_recipe(recipe, kind))
     *groups, _ = parser.parse_args_into_dataclasses(arguments)
-    args = FinetuneArguments(*groups, recipe=recipe)
+    args = kind(*groups, recipe=recipe)
     check_values(args.flat())
-    check_arguments(args)
     return args
 
 
@@ -303,12 +319,13 @@ _COUNTS = (
     "num_frames size max_train_samples max_eval_samples frame_cache_short_side frame_cache_max_frames num_sample "
     "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps num_train_epochs "
     "max_train_steps checkpoints_total_limit num_clips num_crops logging_steps token_budgets frames sizes top_k "
-    "token_budget"
+    "token_budget teacher_tokens student_budgets aligned_layers"
 )
 _SHARES = "max_failed_share mixup_prob mixup_switch_prob horizontal_flip label_smoothing lora_dropout drop_path_rate"
 _NOT_NEGATIVE = (
     "alignment_weight freeze_layers lora_rank mixup cutmix min_learning_rate warmup_learning_rate num_warmup_epochs "
-    "num_warmup_steps weight_decay dataloader_num_workers seed shuffle_buffer_size"
+    "num_warmup_steps weight_decay dataloader_num_workers seed shuffle_buffer_size teacher_layers budget_weights "
+    "layer_weight pooled_weight"
 )
 
 
@@ -335,29 +352,40 @@ def check_source(source: SourceArguments) -> None:
 
 def check_arguments(args: FinetuneArguments) -> None:
     """Raises ValueError, naming flag and value, where flags cannot work together whatever model and data are."""
-    model, data, objective = args.model, args.data, args.objective
-    if args.run.output_dir is None:
-        raise ValueError("--output_dir must be given")
-    if (model.model_name_or_path is None) == (model.config_name is None):
-        given = f"{model.model_name_or_path!r} and {model.config_name!r}"
-        raise ValueError(f"give one of --model_name_or_path and --config_name, got {given}")
-    check_source(data)
-    if data.streaming and data.dataset_name is None:
-        raise ValueError("--streaming needs --dataset_name")
-    if data.streaming and data.max_train_samples is None:
-        raise ValueError("--streaming needs --max_train_samples: the clips of an epoch, for a stream has no length")
+    data, objective = args.data, args.objective
+    check_start(args.model)
+    check_run(args)
     for name, group in (("class_balanced", args.sampling), ("class_weights", objective)):
         if data.streaming and getattr(group, name):
             raise ValueError(f"--{name} must know all labels: not with --streaming")
     if args.hub.push_to_hub and args.hub.hub_license is None:
         raise ValueError("--push_to_hub needs --hub_license: the license of a model is never guessed")
+    if objective.objective == "single" and objective.token_budgets is not None and len(objective.token_budgets) != 1:
+        raise ValueError(f"--objective single trains one of --token_budgets, got {objective.token_budgets}")
+
+
+def check_start(model: Any) -> None:
+    """Raises ValueError unless a model is given in one way."""
+    if (model.model_name_or_path is None) == (model.config_name is None):
+        given = f"{model.model_name_or_path!r} and {model.config_name!r}"
+        raise ValueError(f"give one of --model_name_or_path and --config_name, got {given}")
+
+
+def check_run(args: TrainingCommandArguments) -> None:
+    """Raises ValueError where a command that trains lacks something, or flags that all of them have cannot work."""
+    data = args.data
+    if args.run.output_dir is None:
+        raise ValueError("--output_dir must be given")
+    check_source(data)
+    if data.streaming and data.dataset_name is None:
+        raise ValueError("--streaming needs --dataset_name")
+    if data.streaming and data.max_train_samples is None:
+        raise ValueError("--streaming needs --max_train_samples: the clips of an epoch, for a stream has no length")
     _check_sampling(args.sampling)
     for name in ("checkpointing_steps", "eval_steps"):
         value = getattr(args.run, name)
         if value not in ("epoch", "no") and not (value.isdigit() and int(value) > 0):
             raise ValueError(f"--{name} must be a number of steps, 'epoch' or 'no', got {value!r}")
-    if objective.objective == "single" and objective.token_budgets is not None and len(objective.token_budgets) != 1:
-        raise ValueError(f"--objective single trains one of --token_budgets, got {objective.token_budgets}")
 
 
 def _check_sampling(sampling: SamplingArguments) -> None:

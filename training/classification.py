@@ -5,7 +5,7 @@ Each batch is read with frames and size drawn by `data/sampling.py`; the objecti
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +15,18 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig
 
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
-from .arguments import (
-    AugmentationArguments,
-    DataArguments,
-    FinetuneArguments,
-    HeldOutArguments,
-    ObjectiveArguments,
-    SamplingArguments,
-    SourceArguments,
-)
+from .arguments import DataArguments, FinetuneArguments, ObjectiveArguments
+from .batches import build_augmentation, build_batches, cached, held_out_source, on_device
 from .data.augment import ClipAugment
-from .data.augment_config import AUGMENT_PRESETS
-from .data.dataset import ClipDataset, collate
 from .data.failures import FailureLog
-from .data.frame_cache import cache_clips
 from .data.mixing import MixConfig, MixupCutmix
 from .data.reader import Clip
-from .data.sampling import SAMPLING_PRESETS, ClipShape, FlexibleSampling, FluxBatchSampler, step_generator
+from .data.sampling import step_generator
 from .data.sources import label_names, open_stream, spread, stream_label_names
-from .data.streaming import StreamingClips
 from .data.targets import ClassTargets, class_shares, encode_labels
 from .engine.loop import Batches
 from .inference.command import list_clips
@@ -63,12 +51,6 @@ class LabelledData:
     labels: list[str]
 
 
-def held_out_source(args: HeldOutArguments) -> SourceArguments:
-    """Where validation clips come from: the training set's own source, but for what is said of them."""
-    other_set = {"data": args.validation_data, "dataset_name": None} if args.validation_data else {}
-    return replace(args, split=args.validation_split, **other_set)
-
-
 def read_data(args: DataArguments, max_eval_samples: int | None) -> LabelledData:
     """Lists (or opens) the sets that the flags name. Raises ValueError for a stream that declares no classes."""
     held_out = []
@@ -82,85 +64,6 @@ def read_data(args: DataArguments, max_eval_samples: int | None) -> LabelledData
     if labels is None:
         raise ValueError(f"--streaming needs a label column of type ClassLabel, {args.dataset_name!r} has none")
     return LabelledData(stream, held_out, labels)
-
-
-def cached(clips: Sequence[Clip], args: DataArguments, accelerator: Accelerator) -> Sequence[Clip]:
-    """The clips with their frames kept on disk, if asked for; all processes share the decoding."""
-    if args.frame_cache is None or not clips:
-        return clips
-    return cache_clips(
-        clips,
-        args.frame_cache,
-        short_side=args.frame_cache_short_side,
-        max_frames=args.frame_cache_max_frames,
-        num_workers=max(args.dataloader_num_workers, 1),
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
-
-
-def clip_shapes(args: SamplingArguments, config: PreTrainedConfig) -> list[ClipShape]:
-    """What `--sampling` draws from."""
-    if args.sampling == "fixed":
-        return [ClipShape(config.num_frames, config.image_height_width[0])]
-    if args.sampling in SAMPLING_PRESETS:
-        sampling = SAMPLING_PRESETS[args.sampling].in_units_of(config.patch_size, config.tubelet_size)
-    else:
-        sampling = FlexibleSampling(tuple(args.frames), tuple(args.sizes), tuple(args.token_window))
-    return sampling.legal_shapes(config.patch_size, config.tubelet_size)
-
-
-def build_augmentation(args: AugmentationArguments, processor: FluxViTVideoProcessor) -> ClipAugment:
-    """The clips' augmentation, with the processor's mean and deviation."""
-    changes = {"mean": tuple(processor.image_mean), "std": tuple(processor.image_std)}
-    if args.horizontal_flip is not None:
-        changes["hflip"] = args.horizontal_flip
-    return ClipAugment(replace(AUGMENT_PRESETS[args.augmentation], **changes))
-
-
-def build_batches(
-    args: FinetuneArguments,
-    config: PreTrainedConfig,
-    source: Sequence[Clip] | datasets.IterableDataset,
-    targets: ClassTargets,
-    augment: ClipAugment,
-    accelerator: Accelerator,
-) -> Batches:
-    """Batches of listed or streamed clips, with shapes by `--sampling`."""
-    world, per_process = accelerator.num_processes, args.optimization.per_device_train_batch_size
-    streamed = isinstance(source, datasets.IterableDataset)
-    num_clips = args.data.max_train_samples if streamed else len(source)
-    sampler = FluxBatchSampler(
-        num_clips,
-        per_process,
-        clip_shapes(args.sampling, config),
-        args.run.seed,
-        accelerator.process_index,
-        world,
-        same_shape_on_all_ranks=not args.sampling.independent_shapes,
-        clip_weights=class_shares(source, targets)[1].numpy() if args.sampling.class_balanced else None,
-    )
-    samples = {
-        "targets": targets,
-        "augment": augment.on_worker if args.augmentation.augment_on_device else augment.pictures,
-        "seed": args.run.seed,
-        "num_sample": args.augmentation.num_sample,
-        "sampling_rule": args.sampling.sampling_rule,
-    }
-    loading = {
-        "num_workers": args.data.dataloader_num_workers,
-        "persistent_workers": args.data.dataloader_num_workers > 0,
-        "pin_memory": accelerator.device.type == "cuda",
-        # its own: a loader draws from the global one, which dropout needs to be where it was when resuming
-        "generator": torch.Generator(),
-    }
-    if streamed:
-        place = {"rank": accelerator.process_index, "world_size": world}
-        place |= {"buffer_size": args.data.shuffle_buffer_size, "split_workers": args.data.split_stream}
-        clips = StreamingClips(source, sampler.shape_of, per_process, len(sampler), **samples, **place)
-        return Batches(DataLoader(clips, batch_size=None, **loading), clips, len(sampler), num_clips)
-    loader = DataLoader(ClipDataset(source, **samples), batch_sampler=sampler, collate_fn=collate, **loading)
-    return Batches(loader, sampler, len(sampler), num_clips)
 
 
 # The task ------------------------------------------------------------------------------------------------------------
@@ -186,12 +89,8 @@ class ClassificationTask:
         """The objective's loss of a batch, augmented and mixed on the device; remembers what could not be read."""
         self.failures.add(batch["failures"])
         device, seed = self.accelerator.device, self.args.run.seed
-        videos = batch["pixel_values_videos"].to(device, non_blocking=True)
         labels = batch["labels"].to(device, non_blocking=True)
-        if self.args.augmentation.augment_on_device:
-            videos = self.augment.on_batch(videos, batch["seeds"])
-        else:
-            videos = self.augment.finish(videos, batch["erasing"], batch["seeds"])
+        videos = on_device(batch, self.args.augmentation, self.augment, device)
         generator = step_generator(seed, epoch, index, self.accelerator.process_index)
         videos, targets = self.mix(videos, labels, generator)
         return wrapped(videos, targets).loss

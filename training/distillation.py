@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import ModelOutput
@@ -98,21 +99,26 @@ def motion_weights(patches: Tensor, keep_indices: Tensor) -> Tensor:
     return scores + torch.finfo(scores.dtype).eps
 
 
-def draw_subsets(weights: Tensor, budgets: Sequence[int], generator: torch.Generator | None = None) -> list[Tensor]:
+_FOR_SUBSETS = 0x756D  # keeps these draws apart from others made from the same seed
+
+
+def draw_subsets(weights: Tensor, budgets: Sequence[int], seeds: Tensor | None = None) -> list[Tensor]:
     """Places of a teacher's tokens that students keep: drawn without replacement by weight, each within every larger.
 
     Args:
         weights: (B, K), above 0.
         budgets: Tokens of each student; at or above K, all.
-        generator: On the weights' device; the global one if not given.
+        seeds: (B,) int64, of each clip: what is drawn for it depends neither on the batch nor on the device. Drawn anew
+            at each call if not given.
 
     Returns:
         For each budget (B, min(budget, K)) rising places in [0, K).
     """
     kept = weights.shape[1]
+    words = [None] * len(weights) if seeds is None else [[_FOR_SUBSETS, seed % 2**64] for seed in seeds.tolist()]
     # The order of exponential waiting times at these rates is that of draws without replacement.
-    waiting = torch.empty_like(weights, dtype=torch.float64).exponential_(generator=generator)
-    order = (waiting / weights.double()).argsort(dim=1, stable=True)
+    waiting = torch.from_numpy(np.stack([np.random.default_rng(word).exponential(size=kept) for word in words]))
+    order = (waiting.to(weights.device, non_blocking=True) / weights.double()).argsort(dim=1, stable=True)
     return [order[:, : min(budget, kept)].sort(dim=1).values for budget in budgets]
 
 
@@ -179,19 +185,19 @@ class FluxUMT(nn.Module):
         self,
         pixel_values_videos: Tensor,
         teacher_pixels: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        seeds: Tensor | None = None,
     ) -> DistillationOutput:
         """The loss of a batch.
 
         Args:
             pixel_values_videos: (B, T, 3, H, W), normalised as the student wants.
             teacher_pixels: The same clips, normalised as the teacher wants; the student's if not given.
-            generator: Of the draw of subsets.
+            seeds: (B,) int64, of the draw of each clip's subsets.
         """
         told = self.teacher(pixel_values_videos if teacher_pixels is None else teacher_pixels)
         patches, grid = self.model.embed(pixel_values_videos)
         layer_losses, pooled_losses = [], []
-        for places in draw_subsets(told.weights, self.budgets, generator):
+        for places in draw_subsets(told.weights, self.budgets, seeds):
             keep_indices = told.keep_indices.gather(1, places)
             found = self.model.features(patches, grid, keep_indices)
             pairs = zip(found.layer_features, told.layers, strict=True)
@@ -221,14 +227,20 @@ def distance(ours: Tensor, theirs: Tensor) -> Tensor:
     return (2 - 2 * (ours * theirs).sum(-1)).mean()
 
 
-def spread_layers(num_layers: int, number: int, interval: float) -> list[int]:
+PUBLISHED_INTERVAL, PUBLISHED_DEPTH = 3.34, 40
+
+
+def spread_layers(num_layers: int, number: int, interval: float | None = None) -> list[int]:
     """Layers to align, counted from 0, rising: backwards from the last one, `interval` apart.
 
-    Source: InternVideo2: 6 layers, a student's 1 apart, a teacher's of 40 layers 3.34: 23, 26, 29, 33, 36, 39.
+    Source: InternVideo2: 6 layers, a student's 1 apart, a teacher's of 40 layers 3.34: 23, 26, 29, 33, 36, 39. Of a
+    teacher of another depth the same share of it, and 1 at least, if no interval is given.
 
     Raises:
         ValueError: so many layers so far apart reach below the first one, or are not distinct.
     """
+    if interval is None:
+        interval = max(1.0, PUBLISHED_INTERVAL * num_layers / PUBLISHED_DEPTH)
     layers = sorted(num_layers - int(index * interval) - 1 for index in range(as_count("number", number)))
     if layers[0] < 0 or len(set(layers)) < number:
         raise ValueError(f"{number} of {num_layers} layers cannot be {interval} apart: that gives {layers}")

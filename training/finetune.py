@@ -13,18 +13,17 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import set_seed
 
 from conversion.model_card import CardFacts
 from conversion.push_to_hub import Target, explained, open_hub, push
 
 from .arguments import FinetuneArguments, parse_arguments
-from .classification import ClassificationTask, build_task, class_weights, clip_shapes, read_data
+from .batches import clip_shapes
+from .classification import build_task, class_weights, read_data
 from .data.targets import ClassTargets
-from .engine.checkpoint import best_checkpoint, finish, list_checkpoints
-from .engine.log import read_log
-from .engine.loop import Run, resume, train
-from .engine.prepare import build_accelerator, build_run, check_output_dir, prepare_output_dir
+from .engine.command import publish_results, start, start_trackers
+from .engine.loop import Run, train
+from .engine.prepare import build_accelerator, build_run
 from .model import build_model, build_objective
 
 
@@ -56,25 +55,6 @@ def inputs_of(args: FinetuneArguments) -> list[str | None]:
     return [*of_data, model.model_name_or_path, model.config_name, args.recipe]
 
 
-def publish_results(run: Run, task: ClassificationTask) -> dict[str, Any]:
-    """Puts the last (or best) checkpoint's model into the output folder itself, with the results. Returns these."""
-    progress = run.state.progress
-    source = best_checkpoint(run.output_dir) if run.settings.load_best_model_at_end else None
-    source = source or list_checkpoints(run.output_dir)[-1]
-    evaluations = [line for line in read_log(run.output_dir) if task.metric in line]
-    results = {
-        "train_steps": progress.step,
-        "skipped_steps": progress.skipped_steps,
-        "failed_clips": dict(task.failures.failures),
-        "checkpoint": source.name,
-        **next((line for line in reversed(evaluations) if f"checkpoint-{line['step']}" == source.name), {}),
-    }
-    if run.accelerator.is_main_process:
-        finish(run.output_dir, source, results)
-    run.accelerator.wait_for_everyone()
-    return results
-
-
 def hub_target(args: FinetuneArguments) -> Target:
     """Where `--push_to_hub` sends the model."""
     name = args.hub.hub_model_id or Path(args.run.output_dir).absolute().name
@@ -93,25 +73,16 @@ def push_model(args: FinetuneArguments, target: Target) -> None:
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     args = parse_arguments(arguments)
     accelerator = build_accelerator(args.optimization, args.run)
-    check_output_dir(args.run, inputs_of(args))
-    set_seed(args.run.seed)  # the same new weights everywhere
-    run = prepare(args, accelerator)
-    prepare_output_dir(args.run, args.flat(), accelerator)  # only now: nothing is lost to a mistake in the flags
-    resume(run)
-    if run.state.progress.step == 0:
-        set_seed(args.run.seed, device_specific=True)  # every process drops its own paths
+    run = start(args.run, args.flat(), inputs_of(args), accelerator, lambda: prepare(args, accelerator))
     target = hub_target(args) if args.hub.push_to_hub and accelerator.is_main_process else None
     if target is not None:
         with explained(target.repo_id):  # a token that may not write is an error now, not after the last step
             open_hub(target, args.hub.hub_token)
-    if accelerator.log_with:
-        flags = {**args.flat(), "hub_token": None}
-        plain = {name: value for name, value in flags.items() if isinstance(value, (int, float, str))}
-        accelerator.init_trackers(args.run.run_name, plain)
+    start_trackers(args.run, {**args.flat(), "hub_token": None}, accelerator)
     budgets = args.objective.token_budgets or run.task.config.token_budgets
     logger.info(f"{run.total_steps} steps, {run.steps_per_epoch} an epoch; budgets {budgets}")
     train(run)
-    results = publish_results(run, run.task)
+    results = publish_results(run, dict(run.task.failures.failures))
     if target is not None:
         push_model(args, target)
     accelerator.wait_for_everyone()

@@ -52,7 +52,11 @@ def read_curve(log: Path, tokens: int) -> list[tuple[int, float]]:
 def machine(threads: int) -> dict[str, Any]:
     """What a figure may depend on besides the settings."""
     info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
+    names = (
+        [line for line in info.read_text(encoding="utf-8").splitlines() if "model name" in line]
+        if info.exists()
+        else []
+    )
     return {
         "cpu": names[0].split(":")[1].strip() if names else platform.processor() or platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),

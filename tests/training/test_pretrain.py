@@ -1,0 +1,164 @@
+"""Pretraining as people run it: real clips, real processes, a teacher from disk; and what comes out of it."""
+
+import json
+import os
+
+import pytest
+import torch
+from tiny import FIELDS, tiny_config
+from training_runs import different, flags, launch, losses, weights, write_data
+
+from flux_hf import FluxViTForPreTraining, FluxViTForVideoClassification, FluxViTModel, FluxViTVideoProcessor
+from training.evaluate import main as evaluate
+from training.finetune import main as finetune
+from training.pretrain import main
+from training.pretrain_arguments import parse_pretraining
+from training.pretraining import renormalised
+
+
+MODULE = "training.pretrain"
+OWN_FLAGS = """
+    model_name_or_path revision cache_dir attn_implementation config_name num_frames size drop_path_rate
+    gradient_checkpointing torch_compile teacher teacher_tokens teacher_layers teacher_layer_interval teacher_dtype
+    teacher_compile student_budgets aligned_layers budget_weights layer_weight pooled_weight
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Clips without labels, a teacher wider than the student, and the student's fields."""
+    folder = write_data(tmp_path_factory.mktemp("clips"), 16, 5)
+    for split in ("train", "val"):
+        rows = (folder / f"{split}.csv").read_text().split()
+        (folder / f"unlabelled_{split}.csv").write_text("\n".join(row.split(",")[0] for row in rows) + "\n")
+    torch.manual_seed(0)
+    wide = tiny_config(
+        hidden_size=48, num_hidden_layers=4, num_attention_heads=3, projection_dim=20, num_pooling_heads=3
+    )
+    FluxViTForVideoClassification(wide).save_pretrained(folder / "teacher")
+    FluxViTVideoProcessor(size=28, num_frames=4, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(
+        folder / "teacher"
+    )
+    (folder / "config.json").write_text(json.dumps({**FIELDS, "token_budgets": [16], "token_budget": 16}))
+    return folder
+
+
+def pretraining(folder, output_dir, **changes):
+    given = {
+        "data": folder / "unlabelled_train.csv",
+        "validation_data": folder / "unlabelled_val.csv",
+        "teacher": folder / "teacher",
+        "teacher_tokens": 16,
+        "student_budgets": [16, 12, 8],
+        "aligned_layers": 2,
+    }
+    return flags(folder, output_dir, **{**given, **changes})
+
+
+@pytest.fixture(scope="module")
+def pretrained(data, tmp_path_factory):
+    output_dir = tmp_path_factory.mktemp("runs") / "one"
+    launch(pretraining(data, output_dir, eval_steps=3), module=MODULE)
+    return output_dir
+
+
+def test_what_a_run_leaves_behind(data, pretrained):
+    results = json.loads((pretrained / "all_results.json").read_text())
+    assert results["train_steps"] == 6 and results["failed_clips"] == {}
+    assert {"eval_similarity", "eval_similarity_8", "eval_pooled_similarity"} <= set(results)
+    assert -1 <= results["eval_similarity"] <= 1
+    student = FluxViTForPreTraining.from_pretrained(pretrained)
+    assert student.config.alignment_layers == [0, 1]
+    assert (student.config.teacher_hidden_size, student.config.teacher_projection_dim) == (48, 20)
+    own = 4 * sum(parameter.numel() for parameter in student.parameters())
+    assert own <= (pretrained / "model.safetensors").stat().st_size < own + 20_000
+    [state] = (pretrained / "checkpoint-6").glob("*.pt")
+    kept = torch.load(state, weights_only=True)
+    assert not [name for name in kept["objective"] if not name.startswith("model.")]
+
+
+def test_the_student_goes_on(data, pretrained, tmp_path):
+    encoder = FluxViTModel.from_pretrained(pretrained)
+    saved = weights(pretrained)
+    assert all(torch.equal(saved[f"fluxvit.{name}"], value) for name, value in encoder.state_dict().items())
+    further = {"config_name": None, "model_name_or_path": pretrained, "token_budgets": [16, 8, 4], "max_train_steps": 2}
+    finetune(flags(data, tmp_path / "tuned", **further))
+    shared = {"model_name_or_path": tmp_path / "tuned", "data": data / "val.csv", "output_dir": tmp_path / "results"}
+    evaluate([str(word) for name, value in shared.items() for word in (f"--{name}", value)])
+    points = json.loads((tmp_path / "results" / "metrics.json").read_text())["points"]
+    assert [point["kept_tokens"] for point in points] == [16, 8, 4]
+    # and pretraining from it: its decoders fit the same teacher
+    main(pretraining(data, tmp_path / "again", config_name=None, model_name_or_path=pretrained, max_train_steps=1))
+    assert losses(tmp_path / "again")[0] < losses(pretrained)[0]
+
+
+def test_two_processes_follow_the_curve_of_one(data, tmp_path):
+    same = {"max_train_steps": 8, "sampling": "fixed", "frames": None, "sizes": None, "token_window": None}
+    launch(pretraining(data, tmp_path / "one", per_device_train_batch_size=8, eval_steps=8, **same), module=MODULE)
+    launch(pretraining(data, tmp_path / "two", eval_steps=8, **same), processes=2, module=MODULE)
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(one) == 8 and one[-1] < one[0]
+    assert two == pytest.approx(one, abs=1e-4)
+    of_one, of_two = (json.loads((tmp_path / name / "all_results.json").read_text()) for name in ("one", "two"))
+    assert of_two["eval_similarity"] == pytest.approx(of_one["eval_similarity"], abs=1e-4)
+
+
+def test_a_run_that_stopped_goes_on_bit_by_bit(data, pretrained, tmp_path):
+    output_dir = tmp_path / "run"
+    launch(pretraining(data, output_dir, eval_steps=3), module=MODULE)
+    for name in ("checkpoint-6", "all_results.json", "model.safetensors", "config.json"):
+        os.rename(output_dir / name, tmp_path / name)
+    launch(pretraining(data, output_dir, eval_steps=3, resume_from_checkpoint="latest"), module=MODULE)
+    assert losses(output_dir) == losses(pretrained) and different(weights(output_dir), weights(pretrained)) == []
+
+
+@pytest.mark.parametrize(
+    "changes", [{"teacher_dtype": "bfloat16"}, {"num_sample": 2}, {"gradient_checkpointing": True}]
+)
+def test_variants(data, tmp_path, changes):
+    main(pretraining(data, tmp_path / "out", max_train_steps=1, **changes))
+    assert losses(tmp_path / "out")[0] < 8
+
+
+def test_a_teacher_sees_the_clips_as_it_was_trained():
+    videos = torch.randn(2, 3, 3, 4, 4)
+    ours, theirs = FluxViTVideoProcessor(), FluxViTVideoProcessor(image_mean=[0.5] * 3, image_std=[0.25] * 3)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (ours.image_mean, ours.image_std))
+    wanted = (videos * std + mean - 0.5) / 0.25
+    torch.testing.assert_close(renormalised(videos, ours, theirs), wanted, atol=1e-5, rtol=1e-5)
+    assert renormalised(videos, ours, ours) is videos
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher": None}, "--teacher must be given"),
+        ({"class_balanced": True}, "--class_balanced needs labels"),
+        ({"student_budgets": [16, 0]}, "--student_budgets must be at least 1, got 0"),
+        ({"layer_weight": -1}, "--layer_weight must be at least 0, got -1"),
+        ({"config_name": None}, "--config_name"),
+    ],
+)
+def test_flags_that_cannot_work_are_named(data, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        parse_pretraining(pretraining(data, tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"aligned_layers": 3}, "3 of 2 layers cannot be 1 apart"),
+        ({"teacher_layers": [1, 2, 3]}, r"\[0, 1\] of the student and \[1, 2, 3\]"),
+        ({"budget_weights": [1.0]}, "one for each of"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_is_written(data, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        main(pretraining(data, tmp_path / "out", **changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_flags_are_frozen():
+    """Scripts of users hold these: none may go or change its name unnoticed."""
+    own = list(parse_pretraining(["--teacher", "t", "--config_name", "c", "--data", "d", "--output_dir", "o"]).flat())
+    assert " ".join(own[: OWN_FLAGS.split().index("pooled_weight") + 1]) == " ".join(OWN_FLAGS.split())

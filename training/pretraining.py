@@ -1,0 +1,246 @@
+# Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
+"""Pretraining as a task of the training engine: unlabelled clips in, a frozen teacher's features learnt at budgets."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import AutoConfig
+
+from flux_hf.configuration_fluxvit import FluxViTConfig
+from flux_hf.loading import ENCODERS, load_processor, wrapped
+from flux_hf.modeling_fluxvit_pretraining import FluxViTForPreTraining
+from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
+
+from .arguments import DataArguments
+from .batches import build_augmentation, build_batches, cached, held_out_source, on_device
+from .data.augment import ClipAugment
+from .data.augment_config import AugmentConfig
+from .data.dataset import ClipDataset, collate
+from .data.failures import FailureLog
+from .data.reader import Clip
+from .data.sampling import ClipRequest
+from .data.sources import open_stream, spread
+from .data.targets import NoTargets
+from .distillation import DistillationOutput, FluxUMT, Teacher, spread_layers
+from .engine.loop import Batches
+from .inference.command import list_clips
+from .pretrain_arguments import PretrainArguments, StudentArguments, TeacherArguments
+
+
+# Models --------------------------------------------------------------------------------------------------------------
+
+
+def load_teacher(args: TeacherArguments, aligned_layers: int) -> tuple[Teacher, FluxViTVideoProcessor]:
+    """The frozen teacher, FluxViT, InternVideo2 or Flux around another encoder, and its processor.
+
+    Raises:
+        ValueError: layers that it does not have.
+    """
+    config = AutoConfig.from_pretrained(args.teacher)
+    dtype = getattr(torch, args.teacher_dtype)
+    if config.model_type in ENCODERS:
+        model = ENCODERS[config.model_type].from_pretrained(args.teacher, dtype=dtype)
+    else:
+        model = wrapped(args.teacher, dtype=dtype)
+    layers = args.teacher_layers
+    if layers is None:
+        layers = spread_layers(model.config.num_hidden_layers, aligned_layers, args.teacher_layer_interval)
+    if args.teacher_compile:
+        model.compile_layers()
+    return Teacher(model, layers, args.teacher_tokens), load_processor(args.teacher, model.config)
+
+
+def build_student(
+    args: StudentArguments, teacher: Teacher, aligned_layers: int
+) -> tuple[FluxViTForPreTraining, FluxViTVideoProcessor]:
+    """The student, new or from a checkpoint (whose decoders are new where they fit another teacher), and its processor.
+
+    Raises:
+        ValueError: another kind of model than FluxViT, or clips that are not square.
+    """
+    changes = {"num_frames": args.num_frames, "image_size": args.size, "drop_path_rate": args.drop_path_rate}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    other = teacher.model.config
+    told = {"teacher_hidden_size": other.hidden_size, "teacher_projection_dim": other.projection_dim}
+    if args.model_name_or_path:
+        given = AutoConfig.from_pretrained(args.model_name_or_path, **args.hub_options()).to_dict()
+    else:
+        given = json.loads(Path(args.config_name).read_text(encoding="utf-8"))
+    kind = given.pop("model_type", FluxViTConfig.model_type)
+    if kind != FluxViTConfig.model_type:
+        raise ValueError(f"the student must be a {FluxViTConfig.model_type}, got {kind}")
+    depth = given.get("num_hidden_layers", FluxViTConfig().num_hidden_layers)
+    config = FluxViTConfig(**{**given, **changes, **told, "alignment_layers": spread_layers(depth, aligned_layers, 1)})
+    if config.image_height_width[0] != config.image_height_width[1]:
+        raise ValueError(f"clips must be square: give --size, the student's image_size is {config.image_size}")
+    if args.model_name_or_path:
+        model = FluxViTForPreTraining.from_pretrained(
+            args.model_name_or_path,
+            config=config,
+            ignore_mismatched_sizes=True,
+            **args.hub_options(),
+            **args.model_options(),
+        )
+    else:
+        model = FluxViTForPreTraining._from_config(config, **args.model_options())
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if args.torch_compile:
+        model.compile_layers()
+    settings = {"num_frames": config.num_frames, "patch_size": config.patch_size}
+    return model, FluxViTVideoProcessor(size=config.image_height_width[0], **settings)
+
+
+def build_objective(args: PretrainArguments, model: FluxViTForPreTraining, teacher: Teacher) -> FluxUMT:
+    """Raises ValueError where student and teacher do not fit, or weights."""
+    wanted = args.distillation
+    weights = (wanted.layer_weight, wanted.pooled_weight, wanted.budget_weights)
+    return FluxUMT(model, teacher, wanted.student_budgets, *weights)
+
+
+def renormalised(videos: Tensor, ours: FluxViTVideoProcessor, theirs: FluxViTVideoProcessor) -> Tensor:
+    """Clips (B, T, 3, H, W) that one processor normalised, as another one does; the same tensor where they agree."""
+    mean, std, other_mean, other_std = (
+        torch.tensor(values, dtype=torch.float64).view(3, 1, 1)
+        for values in (ours.image_mean, ours.image_std, theirs.image_mean, theirs.image_std)
+    )
+    if torch.equal(mean, other_mean) and torch.equal(std, other_std):
+        return videos
+    factor, offset = (values.to(videos) for values in (std / other_std, (mean - other_mean) / other_std))
+    return videos * factor + offset
+
+
+# Data ----------------------------------------------------------------------------------------------------------------
+
+
+def read_clips(
+    args: DataArguments, max_eval_samples: int | None
+) -> tuple[Sequence[Clip] | datasets.IterableDataset, Sequence[Clip]]:
+    """Lists (or opens) the sets that the flags name, for training and held out; labels are not read."""
+    held_out = []
+    if args.validation_data or args.validation_split:
+        held_out = spread(list_clips(held_out_source(args), labelled=False), max_eval_samples)
+    if args.streaming:
+        return open_stream(args.dataset_name, **args.set_options()), held_out
+    return spread(list_clips(args, labelled=False), args.max_train_samples), held_out
+
+
+# The task ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class PretrainingTask:
+    """Distillation at several token budgets, as `training.engine.loop.Task`."""
+
+    args: PretrainArguments
+    accelerator: Accelerator
+    config: FluxViTConfig
+    processor: FluxViTVideoProcessor
+    teacher_processor: FluxViTVideoProcessor
+    batches: Batches
+    augment: ClipAugment
+    held_out: Sequence[Clip]
+    failures: FailureLog
+    metric: str = "eval_similarity"
+
+    def loss(self, wrapped: nn.Module, batch: dict[str, Any], epoch: int, index: int) -> Tensor:
+        """The objective's loss of a batch; remembers what could not be read."""
+        self.failures.add(batch["failures"])
+        videos = on_device(batch, self.args.augmentation, self.augment, self.accelerator.device)
+        return self._forward(wrapped, videos, batch["seeds"]).loss
+
+    def _forward(self, wrapped: nn.Module, videos: Tensor, seeds: Tensor) -> DistillationOutput:
+        return wrapped(videos, renormalised(videos, self.processor, self.teacher_processor), seeds)
+
+    @torch.no_grad()
+    def evaluate(self, wrapped: nn.Module) -> dict[str, float]:
+        """{"eval_similarity_BUDGET": cosine to the teacher's features of layers, ..., "eval_similarity": their mean,
+        "eval_pooled_similarity": of the pooled feature} of the held-out clips' default view; nothing without any.
+
+        A mean over batches, each counted by its clips, of every process (collective).
+        """
+        if not self.held_out:
+            return {}
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        shape = (self.config.num_frames, self.config.image_height_width[0])
+        requests = [ClipRequest(index, *shape, 0) for index in range(rank, len(self.held_out), world)]
+        size = self.args.views.per_device_eval_batch_size
+        augment = ClipAugment(
+            AugmentConfig(
+                crop_scale=None,
+                hflip=0.0,
+                erasing=0.0,
+                mean=tuple(self.processor.image_mean),
+                std=tuple(self.processor.image_std),
+            )
+        )
+        loader = DataLoader(
+            ClipDataset(self.held_out, NoTargets(), augment, self.args.run.seed),
+            batch_sampler=[requests[start : start + size] for start in range(0, len(requests), size)],
+            collate_fn=collate,
+            num_workers=self.args.data.dataloader_num_workers,
+            generator=torch.Generator(),
+        )
+        budgets = self.args.distillation.student_budgets
+        sums = torch.zeros(2 * len(budgets) + 1, dtype=torch.float64, device=self.accelerator.device)
+        for batch in loader:
+            videos = batch["pixel_values_videos"].to(self.accelerator.device)
+            found = self._forward(wrapped, videos, batch["seeds"])
+            shares = torch.cat([1 - found.layer_losses / 2, 1 - found.pooled_losses / 2, sums.new_ones(1)])
+            sums += len(videos) * shares.double()
+        sums = self.accelerator.reduce(sums, "sum")
+        means = (sums[:-1] / sums[-1]).tolist()
+        of_layers, of_pooled = means[: len(budgets)], means[len(budgets) :]
+        metrics = {f"{self.metric}_{budget}": share for budget, share in zip(budgets, of_layers, strict=True)}
+        metrics[self.metric] = sum(of_layers) / len(budgets)
+        return {**metrics, "eval_pooled_similarity": sum(of_pooled) / len(budgets)}
+
+    def export(self, directory: Path, weights: dict[str, Tensor]) -> None:
+        """Writes the student, with its decoders, and its processor."""
+        model = FluxViTForPreTraining(self.config)
+        model.load_state_dict({name.removeprefix("model."): weight for name, weight in weights.items()})
+        model.save_pretrained(directory)
+        self.processor.save_pretrained(directory)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The clips that failed, of all processes (collective)."""
+        for failures in gather_object([list(self.failures.failures.items())]):
+            self.failures.add(failures)
+        return {"failures": self.failures.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.failures.load_state_dict(state["failures"])
+
+
+def build_task(
+    args: PretrainArguments,
+    config: FluxViTConfig,
+    processor: FluxViTVideoProcessor,
+    teacher_processor: FluxViTVideoProcessor,
+    accelerator: Accelerator,
+) -> PretrainingTask:
+    """The task of the flags, for a student of this config."""
+    training, held_out = read_clips(args.data, args.views.max_eval_samples)
+    source = training if args.data.streaming else cached(training, args.data, accelerator)
+    augment = build_augmentation(args.augmentation, processor)
+    batches = build_batches(args, config, source, NoTargets(), augment, accelerator)
+    return PretrainingTask(
+        args=args,
+        accelerator=accelerator,
+        config=config,
+        processor=processor,
+        teacher_processor=teacher_processor,
+        batches=batches,
+        augment=augment,
+        held_out=cached(held_out, args.data, accelerator),
+        failures=FailureLog(args.data.max_failed_share, batches.num_clips),
+    )
