@@ -8,10 +8,12 @@ from accelerate.utils import DeepSpeedPlugin
 from training.arguments import parse_arguments
 from training.data.sampling import SAMPLING_PRESETS
 from training.engine.optim import scaled_learning_rate
+from training.pretrain_arguments import parse_pretraining
 
 
 TRAINING = Path(__file__).parents[2] / "training"
-RECIPES = sorted((TRAINING / "recipes").glob("*.yaml"))
+PRETRAINING = TRAINING / "recipes" / "pretrain.yaml"
+RECIPES = sorted({*(TRAINING / "recipes").glob("*.yaml")} - {PRETRAINING})
 CONFIGS = sorted((TRAINING / "accelerate_configs").glob("*.yaml"))
 REQUIRED = ["--model_name_or_path", "m", "--data", "t", "--output_dir", "o"]
 # Scripts of users hold these: none may go or change its name unnoticed.
@@ -51,6 +53,16 @@ def test_every_recipe_parses_and_says_what_it_rests_on(path):
     opening = path.read_text().split("\n\n")[0]
     assert opening.startswith("#")
     assert ("accelerate launch" in opening and "Result:" in opening) or "training.study" in opening
+
+
+def test_the_pretraining_recipe_has_the_published_values():
+    args = parse_pretraining(["--recipe", str(PRETRAINING), "--teacher", "t", "--config_name", "c", *REQUIRED[2:]])
+    how = args.optimization
+    assert 8 * how.per_device_train_batch_size * how.gradient_accumulation_steps == 2048
+    assert (how.learning_rate, how.num_train_epochs, how.num_warmup_epochs) == (1e-3, 100, 20)
+    assert (how.adam_beta1, how.adam_beta2, how.weight_decay) == (0.9, 0.98, 0.05)
+    assert (args.teacher.teacher_tokens, args.distillation.student_budgets) == (2048, [2048, 1536, 1024])
+    assert (args.model.drop_path_rate, args.augmentation.augmentation) == (0.05, "pretraining")
 
 
 @pytest.mark.parametrize(

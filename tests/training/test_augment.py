@@ -9,7 +9,7 @@ from PIL import Image
 
 from flux_hf import FluxViTVideoProcessor
 from flux_hf.video_decoding import decode_video
-from training.data.augment import RAND_AUGMENT_OPS, ClipAugment, draw_crop, draw_ops
+from training.data.augment import RAND_AUGMENT_OPS, ClipAugment, draw_crop, draw_multi_scale_crop, draw_ops
 from training.data.augment_config import AUGMENT_PRESETS, AugmentConfig, RandAugment
 from training.data.augment_ops import Op, Region, apply_ops
 from training.study.motion_clips import MotionClipConfig, render_motion_clip, write_video
@@ -393,3 +393,20 @@ def test_wrong_clips_are_named(frames):
         augment.finish(crops.float(), torch.zeros(1, 4, dtype=torch.int64), torch.tensor([0]))
     with pytest.raises(ValueError, match=r"erasing.*\(2, 4\)"):
         augment.finish(crops, torch.zeros(2, 4, dtype=torch.int64), torch.tensor([0]))
+
+
+def test_multi_scale_crops():
+    rng, scales = np.random.default_rng(0), (0.66, 0.75, 0.875, 1.0)
+    boxes = [draw_multi_scale_crop(scales, (100, 160), rng) for _ in range(3000)]
+    sides = [66, 75, 87, 100]
+    assert {(box.width, box.height) for box in boxes} == {
+        (one, other) for i, one in enumerate(sides) for j, other in enumerate(sides) if abs(i - j) <= 1
+    }
+    small = {(box.top, box.left) for box in boxes if (box.width, box.height) == (66, 66)}
+    corners = {(top, left) for top in (0, 32) for left in (0, 92)}
+    assert len(small) == 13 and corners < small and (16, 46) in small and (8, 23) in small
+    assert all(0 <= box.top <= 100 - box.height and 0 <= box.left <= 160 - box.width for box in boxes)
+    tiny = draw_multi_scale_crop(scales, (1, 1), rng)
+    assert (tiny.width, tiny.height) == (1, 1)
+    with pytest.raises(ValueError, match="crop_scales must be rising"):
+        AugmentConfig(crop_scales=(1.0, 0.5))

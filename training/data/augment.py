@@ -11,7 +11,7 @@ is normalised.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -67,8 +67,29 @@ def draw_ops(config: AugmentConfig, policy: RandAugment | None, rng: np.random.G
     return ops
 
 
+# Where a multi-scale crop lies, in quarters of the room left over (right, down): corners, the middles of the sides, the
+# centre, and the four points half-way from it to the corners.
+CROP_PLACES = (
+    *((0, 0), (4, 0), (0, 4), (4, 4), (2, 0), (0, 2), (4, 2), (2, 4), (2, 2)),
+    *((1, 1), (3, 1), (1, 3), (3, 3)),
+)
+
+
+def draw_multi_scale_crop(scales: Sequence[float], size: tuple[int, int], rng: np.random.Generator) -> Region:
+    """The box of a multi-scale crop. Source: temporal segment networks; the paper's Table 14 names its scales."""
+    height, width = size
+    sides = [max(1, int(min(size) * scale)) for scale in scales]
+    pairs = [(i, j) for i in range(len(sides)) for j in range(len(sides)) if abs(i - j) <= 1]
+    across, down = pairs[rng.integers(len(pairs))]
+    columns, rows = sides[across], sides[down]
+    right, below = CROP_PLACES[rng.integers(len(CROP_PLACES))]
+    return Region((height - rows) // 4 * below, (width - columns) // 4 * right, rows, columns)
+
+
 def draw_crop(config: AugmentConfig, size: tuple[int, int], rng: np.random.Generator) -> Region:
     """The box of a random resized crop: ten tries to place one, then the centre at the nearest allowed ratio."""
+    if config.crop_scales:
+        return draw_multi_scale_crop(config.crop_scales, size, rng)
     height, width = size
     low, high = (math.log(ratio) for ratio in config.crop_ratio)
     for _ in range(10):

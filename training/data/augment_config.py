@@ -60,6 +60,8 @@ class AugmentConfig:
         crop_scale: Area of the random crop, as a part of the frame's; None: the short side is resized to the size asked
             for and the centre is cropped, as the processor does.
         crop_ratio: Width by height of the random crop; the draw is uniform in its logarithm.
+        crop_scales: In place of crop_scale and crop_ratio: parts of the short side that a crop's width and height are
+            drawn from, at most one step apart, rising (multi-scale crop); it lies at one of 13 fixed places.
         hflip: Probability of mirroring left and right.
         erasing: Probability of filling a box with noise.
         erasing_area: Area of that box, as a part of the crop's.
@@ -74,6 +76,7 @@ class AugmentConfig:
     contrast: float = 0.0
     crop_scale: tuple[float, float] | None = (0.08, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_scales: tuple[float, ...] = ()
     hflip: float = 0.5
     erasing: float = 0.25
     erasing_area: tuple[float, float] = (0.02, 1 / 3)
@@ -95,6 +98,9 @@ class AugmentConfig:
                 continue
             if len(ends) != 2 or not 0 < ends[0] <= ends[1] <= limit:
                 raise ValueError(f"{name} must be two values above 0 and at most {limit}, the lower first, got {ends}")
+        scales = self.crop_scales
+        if list(scales) != sorted(set(scales)) or (scales and not 0 < scales[0] <= scales[-1] <= 1):
+            raise ValueError(f"crop_scales must be rising values above 0 and at most 1, got {scales}")
         for name in ("fill", "mean", "std"):
             if len(getattr(self, name)) != 3:
                 raise ValueError(f"{name} must have one value a channel, got {getattr(self, name)}")
@@ -104,12 +110,13 @@ class AugmentConfig:
 
 # "released": the defaults of the official fine-tuning code. "paper": table 15 says RandAug(9, 0.5); read as magnitude 9
 # with deviation 0.5, all else as released, which is inferred. "light" is ours: for small sets, and for classes that a
-# mirror image would change.
+# mirror image would change. "pretraining": table 14's multi-scale crop and mirroring, nothing else.
 AUGMENT_PRESETS: dict[str, AugmentConfig] = {
     "released": AugmentConfig(rand_augment="rand-m7-n4-mstd0.5-inc1"),
     "paper": AugmentConfig(rand_augment="rand-m9-n4-mstd0.5-inc1"),
     "light": AugmentConfig(
         brightness=0.2, contrast=0.2, crop_scale=(0.6, 1.0), crop_ratio=(0.8, 1.25), hflip=0.0, erasing=0.0
     ),
+    "pretraining": AugmentConfig(crop_scales=(0.66, 0.75, 0.875, 1.0), erasing=0.0),
     "none": AugmentConfig(crop_scale=None, hflip=0.0, erasing=0.0),
 }
