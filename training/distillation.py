@@ -11,7 +11,6 @@ projection width.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,86 +18,12 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import ModelOutput
 
 from flux_hf.modeling_fluxvit_pretraining import FluxViTForPreTraining
-from flux_hf.protocol import VideoTokenClassifier
-from flux_hf.token_selection import as_count, frame_difference_scores
+from flux_hf.token_selection import as_count
+
+from .teachers import Teacher, motion_weights
 
 
-TEACHER_TOKENS = 2048
 STUDENT_BUDGETS = (2048, 1536, 1024)
-
-
-class TeacherFeatures(NamedTuple):
-    """What a teacher says of clips; L2-normalised, float32.
-
-    `keep_indices` (B, K) rising: what it encoded; `layers`: (B, n + K, D') each, n = `class_tokens` of them first;
-    `pooled` (B, P'); `weights` (B, K): how much each token counts, above 0.
-    """
-
-    keep_indices: Tensor
-    layers: tuple[Tensor, ...]
-    pooled: Tensor
-    weights: Tensor
-    class_tokens: int
-
-
-class Teacher(nn.Module):
-    """A frozen encoder with the model protocol, in evaluation mode whatever it is asked, without gradients.
-
-    Args:
-        model: FluxViT, InternVideo2, or Flux around another encoder.
-        layers: Whose outputs are features, counted from 0, rising; before any last norm. `spread_layers` gives them.
-        token_budget: Tokens K to keep, by the model's selector on its own embedding.
-
-    Raises:
-        ValueError: layers that the model does not have, or a budget below 1.
-    """
-
-    def __init__(self, model: VideoTokenClassifier, layers: Sequence[int], token_budget: int = TEACHER_TOKENS):
-        super().__init__()
-        last = model.config.num_hidden_layers - 1
-        if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] > last:
-            raise ValueError(f"layers must be one or more from 0 to {last}, rising, got {list(layers)}")
-        self.model = model.eval().requires_grad_(False)
-        self.layers, self.token_budget = tuple(layers), as_count("token_budget", token_budget)
-
-    def train(self, mode: bool = True) -> "Teacher":
-        """Stays in evaluation mode."""
-        return super().train(False)
-
-    @torch.no_grad()
-    def forward(self, pixel_values_videos: Tensor) -> TeacherFeatures:
-        """(B, T, 3, H, W), normalised as the teacher was trained, to its features."""
-        patches, grid = self.model.embed(pixel_values_videos)
-        [keep_indices] = self.model.select(patches, [self.token_budget])
-        hidden_states, states = self.model.encode(patches, grid, keep_indices, self.layers)
-        pooled, attention = self.model.pool(hidden_states, 0, attention=True)
-        kept = keep_indices.shape[1]
-        class_tokens = hidden_states.shape[1] - kept
-        if attention is None:
-            weights = motion_weights(patches, keep_indices)
-        else:
-            weights = attention.float().mean(1)[:, 0, class_tokens:]
-        layers = tuple(nn.functional.normalize(state.float(), dim=-1) for state in states)
-        pooled = nn.functional.normalize(pooled.float(), dim=-1)
-        return TeacherFeatures(keep_indices, layers, pooled, weights, class_tokens)
-
-
-def motion_weights(patches: Tensor, keep_indices: Tensor) -> Tensor:
-    """How much kept tokens count where no pooling attention says it: how far their embeddings moved.
-
-    Args:
-        patches: (B, T', L, D).
-        keep_indices: (B, K).
-
-    Returns:
-        (B, K), above 0; all alike in a single frame, which shows no motion.
-    """
-    if patches.shape[1] == 1:
-        return torch.ones_like(keep_indices, dtype=torch.float32)
-    scores = frame_difference_scores(patches).flatten(1).gather(1, keep_indices)
-    return scores + torch.finfo(scores.dtype).eps
-
-
 _FOR_SUBSETS = 0x756D  # keeps these draws apart from others made from the same seed
 
 
@@ -151,8 +76,7 @@ class FluxUMT(nn.Module):
         budget_weights: w_c; equal ones that sum to 1 if not given.
 
     Raises:
-        ValueError: layers that do not pair, patches cut in another way, budgets below 1, or weights that are negative
-            or not one for each.
+        ValueError: layers that do not pair, budgets below 1, or weights that are negative or not one for each.
     """
 
     def __init__(
@@ -165,12 +89,9 @@ class FluxUMT(nn.Module):
         budget_weights: Sequence[float] | None = None,
     ):
         super().__init__()
-        config, other = model.config, teacher.model.config
+        config = model.config
         if len(config.alignment_layers) != len(teacher.layers):
             raise ValueError(f"{config.alignment_layers} of the student and {list(teacher.layers)} must be as many")
-        for name in ("patch_size", "tubelet_size"):
-            if getattr(config, name) != getattr(other, name):
-                raise ValueError(f"{name} must be the teacher's {getattr(other, name)}, got {getattr(config, name)}")
         self.model, self.teacher = model, teacher
         self.budgets = [as_count("budgets", budget) for budget in budgets]
         weights = [1 / len(self.budgets)] * len(self.budgets) if budget_weights is None else list(budget_weights)
@@ -194,10 +115,15 @@ class FluxUMT(nn.Module):
             teacher_pixels: The same clips, normalised as the teacher wants; the student's if not given.
             seeds: (B,) int64, of the draw of each clip's subsets.
         """
-        told = self.teacher(pixel_values_videos if teacher_pixels is None else teacher_pixels)
         patches, grid = self.model.embed(pixel_values_videos)
+        told = self.teacher(
+            pixel_values_videos if teacher_pixels is None else teacher_pixels,
+            (grid.frames, grid.rows, grid.columns),
+            lambda budget: self.model.select(patches, [budget])[0],
+        )
+        weights = motion_weights(patches, told.keep_indices) if told.weights is None else told.weights
         layer_losses, pooled_losses = [], []
-        for places in draw_subsets(told.weights, self.budgets, seeds):
+        for places in draw_subsets(weights, self.budgets, seeds):
             keep_indices = told.keep_indices.gather(1, places)
             found = self.model.features(patches, grid, keep_indices)
             pairs = zip(found.layer_features, told.layers, strict=True)
@@ -205,8 +131,8 @@ class FluxUMT(nn.Module):
             layer_losses.append(torch.stack(of_layers).mean())
             pooled_losses.append(distance(found.pooled_feature, told.pooled))
         of_layers, of_pooled = torch.stack(layer_losses), torch.stack(pooled_losses)
-        weights = of_layers.new_tensor(self.budget_weights)
-        loss = (weights * (self.layer_weight * of_layers + self.pooled_weight * of_pooled)).sum()
+        shares = of_layers.new_tensor(self.budget_weights)
+        loss = (shares * (self.layer_weight * of_layers + self.pooled_weight * of_pooled)).sum()
         return DistillationOutput(loss=loss, layer_losses=of_layers.detach(), pooled_losses=of_pooled.detach())
 
 
@@ -225,23 +151,3 @@ def common_tokens(ours: Tensor, theirs: Tensor, places: Tensor, class_tokens: in
 def distance(ours: Tensor, theirs: Tensor) -> Tensor:
     """Mean of 2 - 2 <s, t>, which of unit vectors is the squared distance."""
     return (2 - 2 * (ours * theirs).sum(-1)).mean()
-
-
-PUBLISHED_INTERVAL, PUBLISHED_DEPTH = 3.34, 40
-
-
-def spread_layers(num_layers: int, number: int, interval: float | None = None) -> list[int]:
-    """Layers to align, counted from 0, rising: backwards from the last one, `interval` apart.
-
-    Source: InternVideo2: 6 layers, a student's 1 apart, a teacher's of 40 layers 3.34: 23, 26, 29, 33, 36, 39. Of a
-    teacher of another depth the same share of it, and 1 at least, if no interval is given.
-
-    Raises:
-        ValueError: so many layers so far apart reach below the first one, or are not distinct.
-    """
-    if interval is None:
-        interval = max(1.0, PUBLISHED_INTERVAL * num_layers / PUBLISHED_DEPTH)
-    layers = sorted(num_layers - int(index * interval) - 1 for index in range(as_count("number", number)))
-    if layers[0] < 0 or len(set(layers)) < number:
-        raise ValueError(f"{number} of {num_layers} layers cannot be {interval} apart: that gives {layers}")
-    return layers

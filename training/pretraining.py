@@ -13,10 +13,10 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, CLIPVisionModel, SiglipVisionModel
 
 from flux_hf.configuration_fluxvit import FluxViTConfig
-from flux_hf.loading import ENCODERS, load_processor, wrapped
+from flux_hf.loading import ENCODERS, is_plain, load_processor, wrapped
 from flux_hf.modeling_fluxvit_pretraining import FluxViTForPreTraining
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
@@ -30,33 +30,52 @@ from .data.reader import Clip
 from .data.sampling import ClipRequest
 from .data.sources import open_stream, spread
 from .data.targets import NoTargets
-from .distillation import DistillationOutput, FluxUMT, Teacher, spread_layers
+from .distillation import DistillationOutput, FluxUMT
 from .engine.loop import Batches
 from .inference.command import list_clips
 from .pretrain_arguments import PretrainArguments, StudentArguments, TeacherArguments
+from .teachers import ImageTeacher, Teacher, VideoTeacher, spread_layers
 
 
 # Models --------------------------------------------------------------------------------------------------------------
 
 
-def load_teacher(args: TeacherArguments, aligned_layers: int) -> tuple[Teacher, FluxViTVideoProcessor]:
-    """The frozen teacher, FluxViT, InternVideo2 or Flux around another encoder, and its processor.
+# Image encoders whose checkpoints may hold a text tower beside them.
+IMAGE_TOWERS = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
+
+
+def load_teacher(args: TeacherArguments, aligned_layers: int) -> tuple[Teacher, Any]:
+    """The frozen teacher and its processor, which has `image_mean` and `image_std`.
+
+    FluxViT, InternVideo2, Flux around another encoder, a plain VideoMAE, V-JEPA 2 or ViViT; every other kind is taken
+    for an image encoder.
 
     Raises:
-        ValueError: layers that it does not have.
+        ValueError: layers that it does not have, or a model without patches.
     """
-    config = AutoConfig.from_pretrained(args.teacher)
-    dtype = getattr(torch, args.teacher_dtype)
+    config, dtype = AutoConfig.from_pretrained(args.teacher), {"dtype": getattr(torch, args.teacher_dtype)}
     if config.model_type in ENCODERS:
-        model = ENCODERS[config.model_type].from_pretrained(args.teacher, dtype=dtype)
+        kind, model = VideoTeacher, ENCODERS[config.model_type].from_pretrained(args.teacher, **dtype)
+    elif is_plain(config):
+        kind, model = VideoTeacher, wrapped(args.teacher, **dtype)
     else:
-        model = wrapped(args.teacher, dtype=dtype)
+        kind = ImageTeacher
+        model = IMAGE_TOWERS.get(config.model_type, AutoModel).from_pretrained(args.teacher, **dtype)
+        if not isinstance(getattr(model.config, "patch_size", None), int):
+            raise ValueError(f"--teacher must be an encoder of square patches, got {args.teacher}: {config.model_type}")
     layers = args.teacher_layers
     if layers is None:
         layers = spread_layers(model.config.num_hidden_layers, aligned_layers, args.teacher_layer_interval)
     if args.teacher_compile:
-        model.compile_layers()
-    return Teacher(model, layers, args.teacher_tokens), load_processor(args.teacher, model.config)
+        if kind is ImageTeacher:
+            model.compile()
+        else:
+            model.compile_layers()
+    if kind is ImageTeacher:
+        processor = AutoImageProcessor.from_pretrained(args.teacher)
+    else:
+        processor = load_processor(args.teacher, model.config)
+    return kind(model, layers, args.teacher_tokens), processor
 
 
 def build_student(
@@ -69,8 +88,7 @@ def build_student(
     """
     changes = {"num_frames": args.num_frames, "image_size": args.size, "drop_path_rate": args.drop_path_rate}
     changes = {name: value for name, value in changes.items() if value is not None}
-    other = teacher.model.config
-    told = {"teacher_hidden_size": other.hidden_size, "teacher_projection_dim": other.projection_dim}
+    told = {"teacher_hidden_size": teacher.hidden_size, "teacher_projection_dim": teacher.projection_dim}
     if args.model_name_or_path:
         given = AutoConfig.from_pretrained(args.model_name_or_path, **args.hub_options()).to_dict()
     else:
@@ -107,7 +125,7 @@ def build_objective(args: PretrainArguments, model: FluxViTForPreTraining, teach
     return FluxUMT(model, teacher, wanted.student_budgets, *weights)
 
 
-def renormalised(videos: Tensor, ours: FluxViTVideoProcessor, theirs: FluxViTVideoProcessor) -> Tensor:
+def renormalised(videos: Tensor, ours: FluxViTVideoProcessor, theirs: Any) -> Tensor:
     """Clips (B, T, 3, H, W) that one processor normalised, as another one does; the same tensor where they agree."""
     mean, std, other_mean, other_std = (
         torch.tensor(values, dtype=torch.float64).view(3, 1, 1)
@@ -145,7 +163,7 @@ class PretrainingTask:
     accelerator: Accelerator
     config: FluxViTConfig
     processor: FluxViTVideoProcessor
-    teacher_processor: FluxViTVideoProcessor
+    teacher_processor: Any
     batches: Batches
     augment: ClipAugment
     held_out: Sequence[Clip]
@@ -225,7 +243,7 @@ def build_task(
     args: PretrainArguments,
     config: FluxViTConfig,
     processor: FluxViTVideoProcessor,
-    teacher_processor: FluxViTVideoProcessor,
+    teacher_processor: Any,
     accelerator: Accelerator,
 ) -> PretrainingTask:
     """The task of the flags, for a student of this config."""

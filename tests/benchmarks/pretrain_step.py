@@ -14,7 +14,8 @@ import torch
 import transformers
 
 from flux_hf import FluxViTConfig, FluxViTForPreTraining, FluxViTModel
-from training.distillation import FluxUMT, Teacher, spread_layers
+from training.distillation import FluxUMT
+from training.teachers import VideoTeacher, spread_layers
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -35,7 +36,7 @@ def main() -> None:
     torch.manual_seed(0)
     config = FluxViTConfig.internvideo2(options.teacher_size)
     teacher_model = FluxViTModel(config).to(options.device, getattr(torch, options.teacher_dtype))
-    teacher = Teacher(teacher_model, spread_layers(config.num_hidden_layers, 6), max(options.budgets))
+    teacher = VideoTeacher(teacher_model, spread_layers(config.num_hidden_layers, 6), max(options.budgets))
     student = FluxViTForPreTraining(
         FluxViTConfig.small(
             token_budgets=[2048],

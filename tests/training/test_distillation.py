@@ -8,7 +8,16 @@ import torch
 from safetensors.torch import load_file
 from tiny import tiny_config
 from torch.nn.functional import normalize
-from transformers import AutoModelForPreTraining, VideoMAEConfig
+from transformers import (
+    AutoModelForPreTraining,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Dinov2Config,
+    Dinov2Model,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    VideoMAEConfig,
+)
 
 from conversion.convert_to_hf import convert
 from conversion.infer_config import ConfigChoices
@@ -21,13 +30,11 @@ from flux_hf import (
 )
 from training.distillation import (
     FluxUMT,
-    Teacher,
     common_tokens,
     distance,
     draw_subsets,
-    motion_weights,
-    spread_layers,
 )
+from training.teachers import ImageTeacher, VideoTeacher, motion_weights, overlap, spread_layers, to_grid
 
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
@@ -47,7 +54,11 @@ def student(**changes):
 
 def teacher(token_budget=12, layers=(0, 1)):
     torch.manual_seed(1)
-    return Teacher(FluxViTForVideoClassification(tiny_config()), layers, token_budget)
+    return VideoTeacher(FluxViTForVideoClassification(tiny_config()), layers, token_budget)
+
+
+def not_asked(budget):
+    raise AssertionError("the teacher's own selector chooses")
 
 
 # The teacher ----------------------------------------------------------------------------------------------------------
@@ -59,7 +70,8 @@ def test_the_teacher_is_the_official_one(tmp_path):
     golden = load_file(GOLDEN / "internvideo2_tiny_golden.safetensors")
     layers = sorted(json.loads((GOLDEN / "internvideo2_tiny_golden.json").read_text())["teacher_layer_index"])
     video = (golden["video_uint8"].float() / 255 * 6 - 3).transpose(1, 2)
-    told = Teacher(FluxViTForVideoClassification.from_pretrained(tmp_path / "teacher"), layers, EVERYTHING)(video)
+    model = FluxViTForVideoClassification.from_pretrained(tmp_path / "teacher")
+    told = VideoTeacher(model, layers, EVERYTHING)(video, (8, 4, 4), not_asked)
     torch.testing.assert_close(torch.stack(told.layers), golden["teacher_layers"], **TOLERANCE)
     torch.testing.assert_close(told.pooled, golden["teacher_pooled"], **TOLERANCE)
     torch.testing.assert_close(told.weights, golden["teacher_attention"], **TOLERANCE)
@@ -82,11 +94,11 @@ def test_a_teacher_without_pooling_attention_counts_by_motion():
         num_frames=4, tubelet_size=1,
     )  # fmt: skip
     config = FluxConfig(backbone_config=backbone, token_budgets=[16], token_budget=16)
-    told = Teacher(FluxForVideoClassification(config), [0, 1], 12)(clips())
+    told = VideoTeacher(FluxForVideoClassification(config), [0, 1], 12)(clips(), (4, 2, 2), not_asked)
     assert told.class_tokens == 0 and told.weights.shape == (2, 12) and (told.weights > 0).all()
     objective = FluxUMT(
         student(teacher_projection_dim=config.projection_dim),
-        Teacher(FluxForVideoClassification(config), [0, 1], 12),
+        VideoTeacher(FluxForVideoClassification(config), [0, 1], 12),
         [8],
     )
     assert objective(clips()).loss.isfinite()
@@ -113,6 +125,89 @@ def test_layers_are_spread_as_published():
     for number, interval in ((6, 3.34), (3, 0.3)):
         with pytest.raises(ValueError, match=f"{number} of 12 layers cannot be {interval} apart"):
             spread_layers(12, number, interval)
+
+
+# Teachers that cut a clip in another way ------------------------------------------------------------------------------
+
+
+def test_shares_of_overlapping_parts():
+    assert overlap(2, 4).tolist() == [[1, 0], [1, 0], [0, 1], [0, 1]]
+    assert overlap(3, 2).tolist() == [pytest.approx([2 / 3, 1 / 3, 0]), pytest.approx([0, 1 / 3, 2 / 3])]
+    for source, target in ((1, 5), (7, 3), (4, 4)):
+        assert overlap(source, target).sum(1).tolist() == pytest.approx([1] * target)
+        assert overlap(source, target).sum(0).tolist() == pytest.approx([target / source] * source)
+
+
+def test_features_on_another_grid():
+    volume = torch.arange(2 * 1 * 3.0).reshape(1, 2, 1, 3, 1)
+    assert to_grid(volume, (2, 1, 3)).flatten().tolist() == list(range(6))
+    assert to_grid(volume, (4, 1, 1)).flatten().tolist() == pytest.approx([1, 1, 4, 4])
+    assert to_grid(volume, (1, 2, 3)).flatten().tolist() == pytest.approx([1.5, 2.5, 3.5] * 2)
+    seen = torch.randn(2, 3, 4, 5, 2)
+    assert to_grid(seen, (1, 1, 1))[:, 0] == pytest.approx(seen.mean((1, 2, 3)))
+
+
+def test_a_teacher_of_other_patches_is_brought_to_the_students_grid():
+    """Its features are those of the whole clip at as many patches a side, each for as many frames as its tubelet."""
+    torch.manual_seed(1)
+    config = tiny_config(patch_size=8, tubelet_size=2, image_size=16, position_embedding_grid=[2, 2, 2])
+    frozen = VideoTeacher(FluxViTForVideoClassification(config), [0, 1], 6)
+    kept = torch.tensor([[0, 3, 4, 9, 12, 15], [1, 2, 5, 6, 7, 8]])
+    asked = []
+    told = frozen(clips(), (4, 2, 2), lambda budget: asked.append(budget) or kept)
+    assert asked == [6] and told.class_tokens == 0 and torch.equal(told.keep_indices, kept)
+    small = torch.nn.functional.interpolate(clips().flatten(0, 1), size=(16, 16), mode="bicubic", antialias=True)
+    with torch.no_grad():
+        outputs = frozen.model(
+            small.unflatten(0, (2, 4)), token_budget=EVERYTHING, head=0, output_hidden_states=True,
+            output_pooler_attentions=True,
+        )  # fmt: skip
+    for layer, found in enumerate(told.layers):
+        states = outputs.hidden_states[layer + 1][:, 1:].unflatten(1, (2, 4)).repeat_interleave(2, dim=1).flatten(1, 2)
+        wanted = torch.stack([normalize(states[clip, kept[clip]], dim=-1) for clip in range(2)])
+        torch.testing.assert_close(found, wanted, **TOLERANCE)
+    attention = outputs.pooler_attentions[0].mean(1)[:, 0, 1:].unflatten(1, (2, 4)).repeat_interleave(2, dim=1)
+    wanted = torch.stack([attention.flatten(1, 2)[clip, kept[clip]] for clip in range(2)])
+    torch.testing.assert_close(told.weights, wanted, **TOLERANCE)
+    assert FluxUMT(student(), frozen, [6, 3])(clips()).loss.isfinite()
+    with pytest.raises(ValueError, match="multiples of 2 frames, got 3"):
+        frozen(clips(3), (3, 2, 2), lambda budget: kept)
+
+
+IMAGE_ENCODERS = {
+    "clip": (CLIPVisionModel, CLIPVisionConfig),
+    "siglip": (SiglipVisionModel, SiglipVisionConfig),
+    "dinov2": (Dinov2Model, Dinov2Config),
+}
+
+
+def image_encoder(name):
+    kind, config = IMAGE_ENCODERS[name]
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+    return kind(config(**sizes, intermediate_size=64) if name != "dinov2" else config(**sizes)).eval()
+
+
+@pytest.mark.parametrize("name", IMAGE_ENCODERS)
+def test_an_image_encoder_reads_frame_by_frame(name):
+    model = image_encoder(name)
+    kept = torch.tensor([[0, 5, 10, 15], [3, 4, 8, 13]])
+    frozen = ImageTeacher(model, [0, 1], 4)
+    told = frozen(clips(), (4, 2, 2), lambda budget: kept)
+    assert told.weights is None and told.class_tokens == 0 and frozen.projection_dim == 32
+    pooled = []
+    for clip in range(2):
+        pictures = torch.nn.functional.interpolate(clips()[clip], size=(16, 16), mode="bicubic", antialias=True)
+        with torch.no_grad():
+            of_frames = [model(picture[None], output_hidden_states=True) for picture in pictures]
+        pooled.append(torch.cat([outputs.pooler_output for outputs in of_frames]).mean(0))
+        for layer, found in enumerate(told.layers):
+            tokens = torch.cat([outputs.hidden_states[layer + 1][0, -4:] for outputs in of_frames])
+            torch.testing.assert_close(found[clip], normalize(tokens[kept[clip]], dim=-1), **TOLERANCE)
+    torch.testing.assert_close(told.pooled, normalize(torch.stack(pooled), dim=-1), **TOLERANCE)
+    objective = FluxUMT(student(teacher_projection_dim=32), frozen, [4, 2])
+    objective(clips(frames=3)).loss.backward()  # odd numbers of frames too
+    assert all(parameter.grad is not None for parameter in objective.model.parameters())
 
 
 # Subsets --------------------------------------------------------------------------------------------------------------
@@ -158,7 +253,7 @@ def test_the_loss_is_that_of_its_parts_computed_one_by_one():
     objective = FluxUMT(model, frozen, [12, 6], layer_weight=0.5, pooled_weight=2.0, budget_weights=[1.0, 3.0])
     video, seen = clips(), clips(seed=1)
     found = objective(video, seen, torch.tensor([3, 4]))
-    told = frozen(seen)
+    told = frozen(seen, (4, 2, 2), not_asked)
     total = 0.0
     for weight, places in zip([1, 3], draw_subsets(told.weights, [12, 6], torch.tensor([3, 4])), strict=True):
         outputs = model(video, keep_indices=told.keep_indices.gather(1, places))
@@ -195,7 +290,6 @@ class Same(torch.nn.Module):
     ("changes", "given", "message"),
     [
         ({"alignment_layers": [1]}, {}, r"\[1\] of the student and \[0, 1\]"),
-        ({"patch_size": 7, "image_size": 28}, {}, "patch_size must be the teacher's 14, got 7"),
         ({}, {"budgets": [0]}, "budgets must be a whole number of at least 1, got 0"),
         ({}, {"budget_weights": [1.0]}, r"one for each of \[2048, 1536, 1024\], got \[1.0\]"),
         ({}, {"layer_weight": -1.0}, "layer_weight=-1.0"),

@@ -7,6 +7,20 @@ import pytest
 import torch
 from tiny import FIELDS, tiny_config
 from training_runs import different, flags, launch, losses, weights, write_data
+from transformers import (
+    BitImageProcessor,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    Dinov2Config,
+    Dinov2Model,
+    SiglipImageProcessor,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    VideoMAEConfig,
+    VideoMAEModel,
+    VideoMAEVideoProcessor,
+)
 
 from flux_hf import FluxViTForPreTraining, FluxViTForVideoClassification, FluxViTModel, FluxViTVideoProcessor
 from training.evaluate import main as evaluate
@@ -118,6 +132,29 @@ def test_a_run_that_stopped_goes_on_bit_by_bit(data, pretrained, tmp_path):
 def test_variants(data, tmp_path, changes):
     main(pretraining(data, tmp_path / "out", max_train_steps=1, **changes))
     assert losses(tmp_path / "out")[0] < 8
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "dinov2", "videomae"])
+def test_teachers_of_the_library(data, tmp_path, kind):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    square = {"image_size": 16, "patch_size": 8}
+    if kind == "clip":  # a whole one, text tower and all
+        model = CLIPModel(CLIPConfig(vision_config={**sizes, **square}, text_config={**sizes, "vocab_size": 99}))
+        processor = CLIPImageProcessor()
+    elif kind == "siglip":
+        model, processor = SiglipVisionModel(SiglipVisionConfig(**sizes, **square)), SiglipImageProcessor()
+    elif kind == "dinov2":
+        del sizes["intermediate_size"]
+        model, processor = Dinov2Model(Dinov2Config(**sizes, **square)), BitImageProcessor()
+    else:
+        model = VideoMAEModel(VideoMAEConfig(**sizes, image_size=32, patch_size=16, num_frames=4, tubelet_size=2))
+        processor = VideoMAEVideoProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    model.save_pretrained(tmp_path / "teacher")
+    processor.save_pretrained(tmp_path / "teacher")
+    main(pretraining(data, tmp_path / "out", teacher=tmp_path / "teacher", max_train_steps=2))
+    assert len(losses(tmp_path / "out")) == 2
+    assert FluxViTForPreTraining.from_pretrained(tmp_path / "out").config.teacher_hidden_size == 32
 
 
 def test_a_teacher_sees_the_clips_as_it_was_trained():

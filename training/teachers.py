@@ -1,0 +1,247 @@
+# Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
+"""Frozen teachers: video encoders with the model protocol, and image encoders that read a clip frame by frame.
+
+A teacher whose patches are the student's encodes the tokens that its own selector keeps. One that cuts a clip in
+another way encodes all of it, at a size that gives it as many patches a side as the student; its features are brought
+to the student's grid by area (`to_grid`), and the student's selector says which tokens count.
+
+Shapes: B clips, T frames, (T', h, w) the student's grid of N patches, K tokens that are kept, n class tokens, D' and P'
+the teacher's width and projection width.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from flux_hf.protocol import VideoTokenClassifier
+from flux_hf.token_selection import as_count, frame_difference_scores
+
+
+TEACHER_TOKENS = 2048
+PUBLISHED_INTERVAL, PUBLISHED_DEPTH = 3.34, 40
+Grid = tuple[int, int, int]
+
+
+class TeacherFeatures(NamedTuple):
+    """What a teacher says of clips; L2-normalised, float32.
+
+    `keep_indices` (B, K) rising, into the student's grid: what is kept; `layers`: (B, n + K, D') each, the n =
+    `class_tokens` first; `pooled` (B, P'); `weights` (B, K): how much each token counts, above 0, or None: it does not
+    say.
+    """
+
+    keep_indices: Tensor
+    layers: tuple[Tensor, ...]
+    pooled: Tensor
+    weights: Tensor | None
+    class_tokens: int
+
+
+class Teacher(nn.Module):
+    """A frozen encoder, in evaluation mode whatever it is asked, without gradients.
+
+    Args:
+        model: The encoder.
+        layers: Whose outputs are features, counted from 0, rising; before any last norm. `spread_layers` gives them.
+        token_budget: Tokens K to keep.
+
+    Raises:
+        ValueError: layers that the model does not have, or a budget below 1.
+    """
+
+    def __init__(self, model: Any, layers: Sequence[int], token_budget: int = TEACHER_TOKENS):
+        super().__init__()
+        last = model.config.num_hidden_layers - 1
+        if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] > last:
+            raise ValueError(f"layers must be one or more from 0 to {last}, rising, got {list(layers)}")
+        self.model = model.eval().requires_grad_(False)
+        self.layers, self.token_budget = tuple(layers), as_count("token_budget", token_budget)
+
+    hidden_size: int
+    projection_dim: int
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    def forward(self, pixels: Tensor, grid: Grid, select: Callable[[int], Tensor]) -> TeacherFeatures:
+        """Features of clips.
+
+        Args:
+            pixels: (B, T, 3, H, W), normalised as the teacher was trained.
+            grid: The student's.
+            select: What the student's selector keeps of a budget, (B, K); asked where the teacher's patches are others.
+
+        Raises:
+            ValueError: frames that the teacher cannot take.
+        """
+        raise NotImplementedError
+
+
+class VideoTeacher(Teacher):
+    """A video encoder with the model protocol: FluxViT, InternVideo2, or Flux around another encoder."""
+
+    model: VideoTokenClassifier
+
+    @property
+    def hidden_size(self) -> int:
+        return self.model.config.hidden_size
+
+    @property
+    def projection_dim(self) -> int:
+        return self.model.config.projection_dim
+
+    @torch.no_grad()
+    def forward(self, pixels: Tensor, grid: Grid, select: Callable[[int], Tensor]) -> TeacherFeatures:
+        config = self.model.config
+        own = [pixels.shape[1] // config.tubelet_size, *(side // config.patch_size for side in pixels.shape[-2:])]
+        if own == list(grid):
+            return self._on_its_own_tokens(pixels)
+        if pixels.shape[1] % config.tubelet_size:
+            raise ValueError(f"the teacher takes multiples of {config.tubelet_size} frames, got {pixels.shape[1]}")
+        rows, columns = grid[1:]
+        patches, own_grid = self.model.embed(resized(pixels, rows * config.patch_size, columns * config.patch_size))
+        [everything] = self.model.select(patches, [None])
+        hidden_states, states = self.model.encode(patches, own_grid, everything, self.layers)
+        pooled, attention = self.model.pool(hidden_states, 0, attention=True)
+        class_tokens = hidden_states.shape[1] - everything.shape[1]
+        shape = (patches.shape[1], rows, columns)
+        keep_indices = select(self.token_budget)
+        weights = None
+        if attention is not None:
+            dense = attention.float().mean(1)[:, 0, class_tokens:, None]
+            weights = kept(to_grid(dense.unflatten(1, shape), grid), keep_indices)[..., 0]
+        layers = [kept(to_grid(s[:, class_tokens:].float().unflatten(1, shape), grid), keep_indices) for s in states]
+        return TeacherFeatures(keep_indices, tuple(map(_unit, layers)), _unit(pooled), weights, 0)
+
+    def _on_its_own_tokens(self, pixels: Tensor) -> TeacherFeatures:
+        patches, grid = self.model.embed(pixels)
+        [keep_indices] = self.model.select(patches, [self.token_budget])
+        hidden_states, states = self.model.encode(patches, grid, keep_indices, self.layers)
+        pooled, attention = self.model.pool(hidden_states, 0, attention=True)
+        class_tokens = hidden_states.shape[1] - keep_indices.shape[1]
+        if attention is None:
+            weights = motion_weights(patches, keep_indices)
+        else:
+            weights = attention.float().mean(1)[:, 0, class_tokens:]
+        return TeacherFeatures(keep_indices, tuple(map(_unit, states)), _unit(pooled), weights, class_tokens)
+
+
+class ImageTeacher(Teacher):
+    """An image encoder of transformers with patch tokens, such as CLIP's, SigLIP's or DINOv2's, read frame by frame.
+
+    Its class tokens, one a frame, have no counterpart in a video model and are left out; the pooled feature is the mean
+    over frames. Nothing in it says how much a token counts.
+    """
+
+    model: PreTrainedModel
+
+    @property
+    def hidden_size(self) -> int:
+        return self.model.config.hidden_size
+
+    @property
+    def projection_dim(self) -> int:
+        return self.model.config.hidden_size
+
+    @torch.no_grad()
+    def forward(self, pixels: Tensor, grid: Grid, select: Callable[[int], Tensor]) -> TeacherFeatures:
+        (batch, frames), (_, rows, columns) = pixels.shape[:2], grid
+        side = self.model.config.patch_size
+        pictures = resized(pixels, rows * side, columns * side).flatten(0, 1)
+        options = {"interpolate_pos_encoding": True} if _takes(self.model, "interpolate_pos_encoding") else {}
+        outputs = self.model(pictures.to(self.model.dtype), output_hidden_states=True, **options)
+        keep_indices = select(self.token_budget)
+        layers = []
+        for layer in self.layers:
+            states = outputs.hidden_states[layer + 1].float()
+            states = states[:, states.shape[1] - rows * columns :]
+            volume = states.unflatten(1, (rows, columns)).unflatten(0, (batch, frames))
+            layers.append(_unit(kept(to_grid(volume, grid), keep_indices)))
+        pooled = outputs.pooler_output.float().unflatten(0, (batch, frames)).mean(1)
+        return TeacherFeatures(keep_indices, tuple(layers), _unit(pooled), None, 0)
+
+
+def _takes(model: nn.Module, name: str) -> bool:
+    return name in inspect.signature(model.forward).parameters
+
+
+def _unit(features: Tensor) -> Tensor:
+    return nn.functional.normalize(features.float(), dim=-1)
+
+
+def resized(pixels: Tensor, height: int, width: int) -> Tensor:
+    """Clips (B, T, 3, H, W) at another size, bicubic; the same tensor where it is theirs already."""
+    if tuple(pixels.shape[-2:]) == (height, width):
+        return pixels
+    pictures = pixels.flatten(0, 1)
+    pictures = nn.functional.interpolate(pictures, size=(height, width), mode="bicubic", antialias=True)
+    return pictures.unflatten(0, pixels.shape[:2])
+
+
+def overlap(source: int, target: int) -> Tensor:
+    """(target, source): of each of `target` equal parts of a line, its share in each of `source` equal parts."""
+    edges = torch.arange(source + 1, dtype=torch.float64) / source
+    ends = torch.arange(target + 1, dtype=torch.float64) / target
+    low = torch.maximum(ends[:-1, None], edges[None, :-1])
+    high = torch.minimum(ends[1:, None], edges[None, 1:])
+    return (high - low).clamp(min=0) * target
+
+
+def to_grid(volume: Tensor, grid: Grid) -> Tensor:
+    """Features of one grid of patches on another: of each patch the mean of those it overlaps, by volume.
+
+    Args:
+        volume: (B, t, h, w, D).
+        grid: (T', h', w').
+
+    Returns:
+        (B, T' * h' * w', D), raster order.
+    """
+    for dim, target in enumerate(grid, start=1):
+        if volume.shape[dim] != target:
+            shares = overlap(volume.shape[dim], target).to(volume)
+            volume = torch.tensordot(shares, volume, dims=([1], [dim])).movedim(0, dim)
+    return volume.flatten(1, 3)
+
+
+def kept(features: Tensor, keep_indices: Tensor) -> Tensor:
+    """(B, N, D) to those of the kept patches, (B, K, D)."""
+    return features.gather(1, keep_indices[:, :, None].expand(-1, -1, features.shape[-1]))
+
+
+def motion_weights(patches: Tensor, keep_indices: Tensor) -> Tensor:
+    """How much kept tokens count where no pooling attention says it: how far their embeddings moved.
+
+    Args:
+        patches: (B, T', L, D).
+        keep_indices: (B, K).
+
+    Returns:
+        (B, K), above 0; all alike in a single frame, which shows no motion.
+    """
+    if patches.shape[1] == 1:
+        return torch.ones_like(keep_indices, dtype=torch.float32)
+    scores = frame_difference_scores(patches).flatten(1).gather(1, keep_indices)
+    return scores + torch.finfo(scores.dtype).eps
+
+
+def spread_layers(num_layers: int, number: int, interval: float | None = None) -> list[int]:
+    """Layers to align, counted from 0, rising: backwards from the last one, `interval` apart.
+
+    Source: InternVideo2: 6 layers, a student's 1 apart, a teacher's of 40 layers 3.34: 23, 26, 29, 33, 36, 39. Of a
+    teacher of another depth the same share of it, and 1 at least, if no interval is given.
+
+    Raises:
+        ValueError: so many layers so far apart reach below the first one, or are not distinct.
+    """
+    if interval is None:
+        interval = max(1.0, PUBLISHED_INTERVAL * num_layers / PUBLISHED_DEPTH)
+    layers = sorted(num_layers - int(index * interval) - 1 for index in range(as_count("number", number)))
+    if layers[0] < 0 or len(set(layers)) < number:
+        raise ValueError(f"{number} of {num_layers} layers cannot be {interval} apart: that gives {layers}")
+    return layers
