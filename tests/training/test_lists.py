@@ -3,11 +3,16 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from flux_hf import VideoDecodeError
 from training.arguments import parse_arguments, read_recipe
+from training.data.frame_cache import cache_clips
 from training.data.sources import read_clips
 from training.predict import find_clips
+from training.study.motion_clips import write_video
 
 
 @pytest.fixture
@@ -104,6 +109,40 @@ def test_a_video_beside_the_class_folders_is_an_error(tmp_path):
 # --- recipes ---------------------------------------------------------------------------------------------------------
 
 REQUIRED = ["--model_name_or_path", "m", "--data", "t", "--output_dir", "o"]
+
+
+def test_parts_of_a_video_are_clips(tmp_path):
+    """20 frames at 10 a second, each a grey level of its own; the parts in words, in a frame cache, and decoded."""
+    levels = np.arange(20, dtype=np.uint8) * 10 + 20
+    write_video(tmp_path / "a.mp4", np.broadcast_to(levels[:, None, None, None], (20, 32, 32, 3)).copy(), 10)
+    rows = ["a.mp4,x,0.5,0.8", "a.mp4,x,,0.25", "a.mp4,y,1.75,", "a.mp4,y,,", "a.mp4,z,1.9,99", "a.mp4,z,0.41,0.42"]
+    (tmp_path / "list.csv").write_text("path,label,start,end\n" + "\n".join(rows) + "\n")
+    clips = read_clips(tmp_path / "list.csv")
+    wanted = [[5, 6, 7], [0, 1, 2], [18, 19], list(range(20)), [19], [5]]
+    assert [clip.name for clip in clips][:2] == ["a.mp4", "a.mp4#2"]
+    for listed in (clips, cache_clips(clips, tmp_path / "cache")):
+        for clip, frames in zip(listed, wanted, strict=True):
+            seen = clip.read(np.arange)[:, 0].float().mean((1, 2)).numpy()
+            assert seen == pytest.approx(levels[frames], abs=4), clip
+    parts = [torch.cat(list(clip.chunks(sampler, 2))) for clip in clips[:1] for sampler in (None, lambda total: [0, 2])]
+    assert [len(part) for part in parts] == [3, 2]
+    (tmp_path / "late.csv").write_text("path,start\na.mp4,2.5\n")
+    with pytest.raises(VideoDecodeError, match=r"it ends after 2\.000 s, before the start at 2\.5 s"):
+        read_clips(tmp_path / "late.csv", labelled=False)[0].read(np.arange)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,label,start,end\na.mp4,x,2,1\n", "line 2: end must be after start, got '2' and 1.0"),
+        ("path,label,start\na.mp4,x,soon\n", "line 2: start must be seconds of at least 0, got 'soon'"),
+        ("path,label,end\na.mp4,x,-1\n", "line 2: end must be seconds of at least 0, got '-1'"),
+        ("path,total_frames,label,end\na,9,x,1\n", "folders of frames .* have no columns start and end"),
+    ],
+)
+def test_times_that_are_none_are_refused(folder, text, message):
+    with pytest.raises(ValueError, match=message):
+        read(folder, text)
 
 
 def test_values_of_natural_types(tmp_path):

@@ -1,6 +1,7 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
 """A long list of clips in a few arrays, and what labels a list has."""
 
+import math
 import os
 from array import array
 from collections import Counter
@@ -32,6 +33,7 @@ class ClipTable(Sequence[Clip]):
     codes: np.ndarray  # (rows,): positions in `labels`
     num_frames: np.ndarray  # (rows,) of folders of frames; of videos (0,)
     repeats: np.ndarray  # (rows,): how often the path was listed before; (0,) where none was
+    spans: np.ndarray  # (rows, 2): seconds of start and end, NaN where not given; (0, 2) where none is
     rows: np.ndarray  # (clips,): those taken
 
     def __len__(self) -> int:
@@ -45,7 +47,7 @@ class ClipTable(Sequence[Clip]):
         name = f"{path}#{self.repeats[row] + 1}" if len(self.repeats) and self.repeats[row] else path
         file = path if "://" in path else os.path.normpath(os.path.join(self.folder, path))
         if len(self.num_frames) == 0:
-            return VideoFile(name, label, file)
+            return VideoFile(name, label, file, **self._span(row))
         return FrameFolder(name, label, file, int(self.num_frames[row]), self.template)
 
     def __eq__(self, other: object) -> bool:
@@ -56,6 +58,12 @@ class ClipTable(Sequence[Clip]):
     def select(self, positions: np.ndarray | slice) -> "ClipTable":
         """The clips at these positions, in this order."""
         return replace(self, rows=self.rows[positions])
+
+    def _span(self, row: int) -> dict[str, float]:
+        if not len(self.spans):
+            return {}
+        values = zip(("start", "end"), self.spans[row].tolist(), strict=True)
+        return {name: value for name, value in values if value == value}
 
     def _path(self, row: int) -> str:
         return self.text[self.ends[row] : self.ends[row + 1]].decode("utf-8", BYTES)
@@ -73,16 +81,26 @@ class TableBuilder:
         self.folder, self.template = os.path.abspath(folder), template
         self.text, self.ends, self.hashes = bytearray(), array("q", [0]), array("q")
         self.labels: dict[Label, int] = {}
-        self.codes, self.num_frames = array("i"), array("q")
+        self.codes, self.num_frames, self.spans = array("i"), array("q"), array("d")
 
-    def add(self, path: str, label: Label, num_frames: int | None = None) -> None:
-        """Adds a video, or with `num_frames` a folder of frames: all of them, or none."""
+    def add(
+        self,
+        path: str,
+        label: Label,
+        num_frames: int | None = None,
+        span: tuple[float | None, float | None] | None = None,
+    ) -> None:
+        """Adds a video, or with `num_frames` a folder of frames, or with `span` a part of a video, in seconds: all of
+        one kind.
+        """
         self.text += path.encode("utf-8", BYTES)
         self.ends.append(len(self.text))
         self.hashes.append(hash(path))
         self.codes.append(self.labels.setdefault(label, len(self.labels)))
         if num_frames is not None:
             self.num_frames.append(num_frames)
+        if span is not None:
+            self.spans.extend(math.nan if second is None else second for second in span)
 
     def build(self) -> ClipTable:
         """The table; further rows go into another one."""
@@ -96,6 +114,7 @@ class TableBuilder:
             np.array(self.codes),
             np.array(self.num_frames),
             np.empty(0, dtype=np.int32),
+            np.array(self.spans).reshape(-1, 2),
             np.arange(rows, dtype=np.int32),
         )
         # Paths of one hash are few, or they are equal: only these need be compared.

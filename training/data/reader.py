@@ -2,9 +2,11 @@
 """Clips and how they are read: video files, folders of pictures, rows of `datasets` sets."""
 
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import datasets
@@ -13,6 +15,7 @@ import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
+from transformers.video_utils import VideoMetadata
 
 from flux_hf.video_decoding import VideoDecodeError, decode_video, iter_video_frames
 from flux_hf.video_transforms import picture_levels
@@ -91,19 +94,37 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class VideoFile(Clip):
-    """A video file or URL. `num_threads`: as in `flux_hf.decode_video`."""
+    """A video file or URL, or the part of it from second `start` to `end`.
+
+    `num_threads`: as in `flux_hf.decode_video`. The part's frames are found by the mean frame rate.
+    """
 
     path: str
     num_threads: int = 0
+    start: float | None = None
+    end: float | None = None
 
     def read(self, sampler: FrameSampler) -> Tensor:
-        return _decode(self.path, sampler, self.num_threads)
+        frames, _ = decode_video(self.path, partial(self._chosen, sampler), self.num_threads)
+        return frames.permute(0, 3, 1, 2)
 
     def chunks(self, sampler: FrameSampler | None, chunk_frames: int) -> Iterator[Tensor]:
-        return _decode_chunks(self.path, sampler, chunk_frames, self.num_threads)
+        indices = None
+        if sampler is not None or self.start is not None or self.end is not None:
+            indices = partial(self._chosen, sampler or np.arange)
+        for frames in iter_video_frames(self.path, indices, chunk_frames, self.num_threads):
+            yield frames.permute(0, 3, 1, 2)
+
+    def _chosen(self, sampler: FrameSampler, metadata: VideoMetadata) -> np.ndarray:
+        """What the sampler asks for, of the part's frames, as indices into the whole."""
+        if self.start is None and self.end is None:
+            return sampler(metadata.total_num_frames)
+        first, last = frames_between(self.path, self.start, self.end, metadata.fps, metadata.total_num_frames)
+        return first + np.asarray(sampler(last - first))
 
     def identity(self) -> list:
-        return file_identity(self.path)
+        part = [] if self.start is None and self.end is None else [self.start, self.end]
+        return [*file_identity(self.path), *part]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +181,25 @@ class DatasetRow(Clip):
     def identity(self) -> list:
         file = file_identity(self.path) if self.path is not None and os.path.isfile(self.path) else None
         return [self.dataset._fingerprint, self.row, self.column, file]
+
+
+def frames_between(
+    name: str, start: float | None, end: float | None, frame_rate: float | None, total_frames: int
+) -> tuple[int, int]:
+    """The first frame shown at second `start` or later, and the one after the last that is shown before `end`.
+
+    At least one frame; an `end` behind the video's own is taken for that.
+
+    Raises:
+        VideoDecodeError: the video has no frame rate, or ends before `start`.
+    """
+    if not frame_rate:
+        raise VideoDecodeError(name, "it has no frame rate, and a part of it is asked for by time")
+    first = 0 if start is None else math.ceil(round(start * frame_rate, 6))
+    if first >= total_frames:
+        raise VideoDecodeError(name, f"it ends after {total_frames / frame_rate:.3f} s, before the start at {start} s")
+    last = total_frames if end is None else math.ceil(round(end * frame_rate, 6))
+    return first, max(first + 1, min(last, total_frames))
 
 
 def _decode(source: str | bytes, sampler: FrameSampler, num_threads: int) -> Tensor:

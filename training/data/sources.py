@@ -3,6 +3,7 @@
 
 import csv
 import itertools
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,7 +37,8 @@ def read_clips(
             - a .csv, .txt or .tsv file, comma, tab or space separated, rows `path label` of videos or `name
               total_frames label` of folders of frames. With a header, columns may stand in any order beside others.
               In a space separated file the path comes first, and may itself hold spaces, labels may not. Several
-              labels of a clip are joined by `|`;
+              labels of a clip are joined by `|`. Columns `start` and `end` are seconds of the part of a video that is
+              the clip, from its beginning or to its end where empty;
             - a folder with one sub-folder of videos a class; also one level below, in a folder named as `split`;
             - a `datasets.Dataset`, a folder one was saved to, or what `datasets.load_dataset` takes: a folder of
               parquet files or of videos with metadata, or the name of a set on the Hub.
@@ -107,7 +109,7 @@ def _unique(names: Iterable[str]) -> list[str]:
 # --- Files with one row a clip ---------------------------------------------------------------------------------------
 
 _NAME_COLUMNS = {"path", "name"}
-_COLUMNS = {*_NAME_COLUMNS, "label", "total_frames", "split"}  # in any case
+_COLUMNS = {*_NAME_COLUMNS, "label", "total_frames", "split", "start", "end"}  # in any case
 _HEADERLESS = {1: ["path"], 2: ["path", "label"], 3: ["name", "total_frames", "label"]}
 
 
@@ -210,7 +212,7 @@ def _table_clips(
                     raise ValueError(f"{path} line {number}: total_frames must be a number of frames, got {frames!r}")
                 if multi_label and label is not None and "|" in label:
                     label = _split_label(path, name, label)
-                builder.add(name, label, None if frames is None else int(frames))
+                builder.add(name, label, None if frames is None else int(frames), _span(path, number, row))
     except UnicodeDecodeError as error:
         raise _encoding_error(path) from error
     if not splits:
@@ -218,6 +220,32 @@ def _table_clips(
     if split is not None and split not in splits:
         raise ValueError(f"{path} has no row of the split {split!r}, only of {sorted(splits)}")
     return builder.build()
+
+
+def _span(path: Path, number: int, row: dict[str, str]) -> tuple[float | None, float | None] | None:
+    """The seconds of the columns start and end, None where empty; None if there is neither column.
+
+    Raises:
+        ValueError: folders of frames, a cell that is no time, or an end that is not after the start.
+    """
+    if "start" not in row and "end" not in row:
+        return None
+    if "total_frames" in row:
+        raise ValueError(f"{path}: folders of frames (total_frames) have no columns start and end")
+    seconds = []
+    for name in ("start", "end"):
+        cell = row.get(name) or None
+        try:
+            second = None if cell is None else float(cell)
+        except ValueError:
+            second = math.nan
+        if second is not None and not 0 <= second < math.inf:
+            raise ValueError(f"{path} line {number}: {name} must be seconds of at least 0, got {cell!r}")
+        seconds.append(second)
+    start, end = seconds
+    if end is not None and end <= (start or 0):
+        raise ValueError(f"{path} line {number}: end must be after start, got {row.get('start')!r} and {end}")
+    return start, end
 
 
 def _split_label(path: Path, name: str, text: str) -> tuple[str, ...]:
