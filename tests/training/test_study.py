@@ -331,6 +331,13 @@ def test_the_published_tables_are_those_of_the_published_runs(tmp_path):
     assert report(records) == kept
 
 
+def test_the_readme_quotes_the_published_tables():
+    own = (STUDY / "README.md").read_text(encoding="utf-8").split("## Around other encoders")[0].splitlines()
+    published = (STUDY / "results" / "results.md").read_text(encoding="utf-8").splitlines()
+    quoted = [line for line in own if line.startswith(("| ", "- Flux"))]
+    assert len(quoted) > 30 and not [line for line in quoted if line not in published]
+
+
 @pytest.mark.slow
 def test_the_whole_study_and_going_on_with_it(tmp_path):
     real = tmp_path / "set"
