@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from flux_hf import FluxViTConfig, FluxViTForVideoClassification
 from training.arguments import FinetuneArguments, ModelArguments, parse_arguments
-from training.classification import clip_shapes
+from training.batches import clip_shapes
 from training.data.sampling import ClipShape
 from training.engine.ema import ExponentialMovingAverage
 from training.engine.prepare import build_optimizer

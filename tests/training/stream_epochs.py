@@ -15,7 +15,8 @@ from tiny import tiny_config
 
 from flux_hf import FluxViTVideoProcessor
 from training.arguments import parse_arguments
-from training.classification import build_augmentation, build_batches, read_data
+from training.batches import build_augmentation, build_batches
+from training.classification import read_data
 from training.data.targets import ClassTargets
 
 

@@ -117,6 +117,7 @@ def test_two_processes_follow_the_curve_of_one(data, tmp_path):
     assert of_two["eval_similarity"] == pytest.approx(of_one["eval_similarity"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_goes_on_bit_by_bit(data, pretrained, tmp_path):
     output_dir = tmp_path / "run"
     launch(pretraining(data, output_dir, eval_steps=3), module=MODULE)

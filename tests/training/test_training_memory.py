@@ -10,6 +10,7 @@ from tiny import tiny_config
 
 from training.arguments import parse_arguments
 from training.data.sampling import ClipShape
+from training.pretrain_arguments import parse_pretraining
 
 
 REPOSITORY = Path(__file__).parents[2]
@@ -52,9 +53,10 @@ def test_each_recipe_says_how_it_is_launched_on_one_gpu_and_on_eight(recipe):
     clips_a_step = int(re.search(r"(\d+) clips a step: 8 processes", re.sub(r"\n# ", " ", recipe.read_text()))[1])
     seen = set()
     for words in launch_lines(recipe):
-        launch, flags = words[: words.index("-m")], words[words.index("-m") + 2 :]
+        launch, (module, *flags) = words[: words.index("-m")], words[words.index("-m") + 1 :]
+        parse = {"training.finetune": parse_arguments, "training.pretrain": parse_pretraining}[module]
         config = yaml.safe_load((REPOSITORY / launch[launch.index("--config_file") + 1]).read_text())
-        args = parse_arguments([flag for flag in flags if flag not in "[]"]).optimization
+        args = parse([flag for flag in flags if flag not in "[]"]).optimization
         per_process = args.per_device_train_batch_size * args.gradient_accumulation_steps
         assert config["num_processes"] * per_process == clips_a_step and config["mixed_precision"] == "bf16"
         seen.add(config["num_processes"])
