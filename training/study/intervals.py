@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -52,10 +53,15 @@ def paired_difference(
     for seed, gained in enumerate(ours.astype(float) - other.astype(float)):
         np.add.at(sums[seed], of_clip, gained)
     sizes = np.bincount(of_clip)
-    rng = np.random.default_rng(0)
-    seed_counts = rng.multinomial(len(ours), np.full(len(ours), 1 / len(ours)), size=resamples)
-    group_counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
-    of_seeds = seed_counts @ sums / len(ours)
-    drawn = 100 * (of_seeds * group_counts).sum(1) / (group_counts @ sizes)
+    seed_counts, group_counts = _draws(len(ours), len(names), resamples)
+    drawn = 100 * ((group_counts @ sums.T) * seed_counts).sum(1) / (len(ours) * (group_counts @ sizes))
     low, high = np.percentile(drawn, [2.5, 97.5])
     return Difference(float(100 * sums.sum() / ours.size), float(low), float(high))
+
+
+@lru_cache(maxsize=4)
+def _draws(num_seeds: int, num_groups: int, resamples: int) -> tuple[np.ndarray, np.ndarray]:
+    """How often each seed and each group is drawn: (resamples, num_seeds) and (resamples, num_groups)."""
+    rng = np.random.default_rng(0)
+    counts = [rng.multinomial(number, np.full(number, 1 / number), resamples) for number in (num_seeds, num_groups)]
+    return counts[0].astype(float), counts[1].astype(float)
