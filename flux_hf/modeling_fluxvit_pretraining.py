@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring
@@ -16,8 +15,8 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_fluxvit import FluxViTConfig
-from .modeling_fluxvit import FluxViTGrid, FluxViTModel, FluxViTPreTrainedModel, sincos_position_table
-from .patch_grids import resize_position_table
+from .modeling_fluxvit import FluxViTGrid, FluxViTModel, FluxViTPositionEmbeddings, FluxViTPreTrainedModel
+from .patch_grids import check_keep_indices
 from .token_selection import as_count
 
 
@@ -61,24 +60,6 @@ class FluxViTFeatureDecoder(nn.Module):
         return nn.functional.normalize(decoded.float(), dim=-1)
 
 
-class FluxViTDecoderPositions(nn.Module):
-    """A learnable position table of the decoders' own, added to what they decode. Source: InternVideo2."""
-
-    def __init__(self, config: FluxViTConfig):
-        super().__init__()
-        self.grid = list(config.position_embedding_grid)
-        frames, rows, columns = self.grid
-        self.table = nn.Parameter(torch.zeros(1, 1 + frames * rows * columns, config.hidden_size))
-
-    def forward(self, grid: FluxViTGrid, keep_indices: Tensor) -> Tensor:
-        """Positions (B, 1 + K, D) of the class token and the kept patches."""
-        wanted = (grid.frames, grid.rows, grid.columns)
-        cls_row, rows = self.table[:, :1], self.table[0, 1:]
-        if list(wanted) != self.grid:
-            rows = resize_position_table(rows, self.grid, wanted).to(rows.dtype)
-        return torch.cat([cls_row.expand(keep_indices.shape[0], -1, -1), rows[keep_indices]], dim=1)
-
-
 @auto_docstring(
     custom_intro="FluxViT with decoders of its aligned layers and its pooled feature, to learn from a frozen teacher."
 )
@@ -94,37 +75,38 @@ class FluxViTForPreTraining(FluxViTPreTrainedModel):
             raise ValueError(f"pretraining needs to know its teacher: {missing} of the config must be given")
         self.fluxvit = FluxViTModel(config)
         width, eps = config.teacher_hidden_size, config.layer_norm_eps
-        self.decoder_positions = FluxViTDecoderPositions(config)
+        # InternVideo2 gives the decoders a position table of their own.
+        self.decoder_position_embeddings = FluxViTPositionEmbeddings(config, use_glpe=False)
         self.layer_decoders = nn.ModuleList(
             [FluxViTFeatureDecoder(config.hidden_size, width, eps) for _ in config.alignment_layers]
         )
         self.pooled_decoder = FluxViTFeatureDecoder(config.projection_dim, config.teacher_projection_dim, eps)
         self.post_init()
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, FluxViTDecoderPositions):
-            init.copy_(module.table, sincos_position_table(module.grid, self.config.hidden_size))
-
-    def takes_weight_decay(self, name: str, parameter: Tensor) -> bool:
-        """As the encoder's, and not the decoders' position table."""
-        return super().takes_weight_decay(name, parameter) and not name.endswith("decoder_positions.table")
-
     def features(
-        self, patches: Tensor, grid: FluxViTGrid, keep_indices: Tensor, head: int = 0, **kwargs
+        self,
+        patches: Tensor,
+        grid: FluxViTGrid,
+        keep_indices: Tensor,
+        head: int = 0,
+        in_order: bool = True,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> FluxViTForPreTrainingOutput:
         """What is compared with a teacher's features, of clips that are embedded.
 
         Args:
             patches: (B, T', L, D) of `embed`.
             grid: Likewise.
-            keep_indices: (B, K) rising, of the patches to encode.
+            keep_indices: (B, K), of the patches to encode.
             head: Index into `config.token_budgets`: whose projector pools.
+            in_order: Whether the indices rise.
         """
-        layers = self.config.alignment_layers
-        hidden_states, states = self.encode(patches, grid, keep_indices, layers, **kwargs)
-        positions = self.decoder_positions(grid, keep_indices)
+        hidden_states, states = self._encode(
+            patches, grid, keep_indices, self.config.alignment_layers, in_order, **kwargs
+        )
+        table = self.decoder_position_embeddings(grid.frames, grid.rows, grid.columns)
+        of_class = table[:, :1].expand(keep_indices.shape[0], -1, -1)
+        positions = torch.cat([of_class, table[0, 1:][keep_indices]], dim=1)
         decoders = zip(self.layer_decoders, states, strict=True)
         pooled, _ = self.pool(hidden_states, head, **kwargs)
         return FluxViTForPreTrainingOutput(
@@ -153,9 +135,13 @@ class FluxViTForPreTraining(FluxViTPreTrainedModel):
         """
         token_budget = self.config.token_budget if token_budget is None else as_count("token_budget", token_budget)
         patches, grid = self.embed(pixel_values_videos)
-        if keep_indices is None:
+        given = keep_indices is not None  # in any order, then
+        if given:
+            check_keep_indices(keep_indices, patches.shape[0], patches.shape[1] * patches.shape[2])
+        else:
             [keep_indices] = self.select(patches, [token_budget])
-        return self.features(patches, grid, keep_indices, self.resolve_head(keep_indices.shape[1]), **kwargs)
+        head = self.resolve_head(keep_indices.shape[1])
+        return self.features(patches, grid, keep_indices, head, in_order=not given, **kwargs)
 
 
 __all__ = ["FluxViTForPreTraining", "FluxViTForPreTrainingOutput"]

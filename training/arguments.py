@@ -88,15 +88,19 @@ class InferenceArguments(CheckpointArguments, SourceArguments, LoaderArguments, 
 
 
 @dataclass
-class ModelArguments(CheckpointArguments):
+class TrainedModelArguments(CheckpointArguments):
     config_name: str | None = flag(None, "json file of config fields, for a model from scratch")
     num_frames: int | None = flag(None, "frames of the default clip (validation, saved checkpoint)")
     size: int | None = flag(None, "side of the default clip, in pixels")
-    new_classifiers: bool = flag(False, "start the classifiers anew, whatever the checkpoint's labels are")
     drop_path_rate: float | None = flag(None, "stochastic depth; the model's own if not given")
-    classifier_dropout: float | None = flag(None, "dropout before the classifier; the model's own if not given")
     gradient_checkpointing: bool = flag(False, "recompute layers in the backward pass, to save memory")
     torch_compile: bool = flag(False, "compile the encoder's layers")
+
+
+@dataclass
+class ModelArguments(TrainedModelArguments):
+    new_classifiers: bool = flag(False, "start the classifiers anew, whatever the checkpoint's labels are")
+    classifier_dropout: float | None = flag(None, "dropout before the classifier; the model's own if not given")
     freeze_layers: int = flag(0, "1 freezes the embeddings, n + 1 also the first n layers")
     lora_rank: int = flag(0, "trains low-rank updates (peft) of the layers' linear maps, and the heads; 0 trains all")
     lora_alpha: float | None = flag(None, "scale of the low-rank updates; twice the rank if not given")
@@ -364,7 +368,7 @@ def check_arguments(args: FinetuneArguments) -> None:
         raise ValueError(f"--objective single trains one of --token_budgets, got {objective.token_budgets}")
 
 
-def check_start(model: Any) -> None:
+def check_start(model: TrainedModelArguments) -> None:
     """Raises ValueError unless a model is given in one way."""
     if (model.model_name_or_path is None) == (model.config_name is None):
         given = f"{model.model_name_or_path!r} and {model.config_name!r}"

@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig
@@ -25,6 +26,7 @@ from .arguments import (
 from .data.augment import ClipAugment
 from .data.augment_config import AUGMENT_PRESETS
 from .data.dataset import ClipDataset, collate
+from .data.failures import FailureLog
 from .data.frame_cache import cache_clips
 from .data.reader import Clip
 from .data.sampling import SAMPLING_PRESETS, ClipShape, FlexibleSampling, FluxBatchSampler
@@ -124,3 +126,19 @@ def on_device(batch: dict[str, Any], args: AugmentationArguments, augment: ClipA
     if args.augment_on_device:
         return augment.on_batch(videos, batch["seeds"])
     return augment.finish(videos, batch["erasing"], batch["seeds"])
+
+
+class KeepsFailures:
+    """Of a task: the clips that could not be read are what it resumes with."""
+
+    accelerator: Accelerator
+    failures: FailureLog
+
+    def state_dict(self) -> dict[str, Any]:
+        """The clips that failed, of all processes (collective)."""
+        for failures in gather_object([list(self.failures.failures.items())]):
+            self.failures.add(failures)
+        return {"failures": self.failures.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.failures.load_state_dict(state["failures"])

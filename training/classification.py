@@ -13,14 +13,13 @@ import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
 from .arguments import DataArguments, FinetuneArguments, ObjectiveArguments
-from .batches import build_augmentation, build_batches, cached, held_out_source, on_device
+from .batches import KeepsFailures, build_augmentation, build_batches, cached, held_out_source, on_device
 from .data.augment import ClipAugment
 from .data.failures import FailureLog
 from .data.mixing import MixConfig, MixupCutmix
@@ -70,7 +69,7 @@ def read_data(args: DataArguments, max_eval_samples: int | None) -> LabelledData
 
 
 @dataclass
-class ClassificationTask:
+class ClassificationTask(KeepsFailures):
     """Video classification at every token budget, as `training.engine.loop.Task`."""
 
     args: FinetuneArguments
@@ -115,15 +114,6 @@ class ClassificationTask:
     def export(self, directory: Path, weights: dict[str, Tensor]) -> None:
         """Writes model and processor."""
         export_model(directory, weights, self.args.model, self.config, self.processor)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The clips that failed, of all processes (collective)."""
-        for failures in gather_object([list(self.failures.failures.items())]):
-            self.failures.add(failures)
-        return {"failures": self.failures.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.failures.load_state_dict(state["failures"])
 
 
 def class_weights(args: ObjectiveArguments, clips: Sequence[Clip], targets: ClassTargets) -> Tensor | None:

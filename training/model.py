@@ -15,7 +15,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from flux_hf.loading import CLASSIFIERS, load_classifier, load_processor
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
-from .arguments import ModelArguments, ObjectiveArguments
+from .arguments import ModelArguments, ObjectiveArguments, TrainedModelArguments
 from .data.targets import MULTI_LABEL, with_numbers
 from .engine.optim import freeze_layers
 from .objectives import FluxMulti, FluxObjective, FluxSingle
@@ -46,18 +46,26 @@ def build_model(
         model = CLASSIFIERS[config.model_type]._from_config(config, **args.model_options())
         label2id = dict(model.config.label2id)
     model = model.with_token_budgets(_wanted_budgets(objective, model.config))
-    config = model.config
+    return model, build_processor(args, model.config), label2id
+
+
+def build_processor(args: TrainedModelArguments, config: PreTrainedConfig) -> FluxViTVideoProcessor:
+    """A new model's processor, or the checkpoint's, for the default clip of the config.
+
+    Raises:
+        ValueError: that clip is not square.
+    """
     height, width = config.image_height_width
     if height != width:
         raise ValueError(f"clips must be square: give --size, the model's image_size is {config.image_size}")
     settings = {"num_frames": config.num_frames, "patch_size": config.patch_size}
     if not args.model_name_or_path:
-        return model, FluxViTVideoProcessor(size=height, **settings), label2id
+        return FluxViTVideoProcessor(size=height, **settings)
     settings.update(args.hub_options(), token_plan=None)
     processor = load_processor(args.model_name_or_path, config, **settings)
     if dict(processor.crop_size) != {"height": height, "width": width}:
         processor = load_processor(args.model_name_or_path, config, size=height, **settings)
-    return model, processor, label2id
+    return processor
 
 
 def _pretrained_model(args: ModelArguments, labels: list[str], changes: dict) -> tuple[PreTrainedModel, dict[str, int]]:

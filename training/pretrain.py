@@ -27,7 +27,7 @@ logger = get_logger(__name__)
 def prepare(args: PretrainArguments, accelerator: Accelerator) -> Run:
     """Teacher, student, data, task and optimiser, ready to train."""
     teacher, teacher_processor = load_teacher(args.teacher, args.distillation.aligned_layers)
-    model, processor = build_student(args.model, teacher, args.distillation.aligned_layers)
+    model, processor = build_student(args.model, teacher, args.distillation)
     task = build_task(args, model.config, processor, teacher_processor, accelerator)
     objective = build_objective(args, model, teacher)
     logger.info(f"the student's layers {model.config.alignment_layers} learn from the teacher's {list(teacher.layers)}")

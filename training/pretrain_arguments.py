@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from .arguments import (
     AugmentationArguments,
-    CheckpointArguments,
     DataArguments,
     OptimizationArguments,
     RunArguments,
     SamplingArguments,
+    TrainedModelArguments,
     TrainingCommandArguments,
     ViewArguments,
     check_run,
@@ -17,16 +17,6 @@ from .arguments import (
     flag,
     parse_training,
 )
-
-
-@dataclass
-class StudentArguments(CheckpointArguments):
-    config_name: str | None = flag(None, "json file of config fields, for a student from scratch")
-    num_frames: int | None = flag(None, "frames of the default clip (validation, saved checkpoint)")
-    size: int | None = flag(None, "side of the default clip, in pixels")
-    drop_path_rate: float | None = flag(None, "stochastic depth; 0.05 as published")
-    gradient_checkpointing: bool = flag(False, "recompute layers in the backward pass, to save memory")
-    torch_compile: bool = flag(False, "compile the student's layers")
 
 
 @dataclass
@@ -56,7 +46,7 @@ class DistillationArguments:
 class PretrainArguments(TrainingCommandArguments):
     """Of `training.pretrain`."""
 
-    model: StudentArguments
+    model: TrainedModelArguments
     teacher: TeacherArguments
     distillation: DistillationArguments
     data: DataArguments

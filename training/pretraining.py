@@ -10,7 +10,6 @@ from typing import Any
 import datasets
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, CLIPVisionModel, SiglipVisionModel
@@ -20,8 +19,8 @@ from flux_hf.loading import ENCODERS, is_plain, load_processor, wrapped
 from flux_hf.modeling_fluxvit_pretraining import FluxViTForPreTraining
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
-from .arguments import DataArguments
-from .batches import build_augmentation, build_batches, cached, held_out_source, on_device
+from .arguments import DataArguments, TrainedModelArguments
+from .batches import KeepsFailures, build_augmentation, build_batches, cached, held_out_source, on_device
 from .data.augment import ClipAugment
 from .data.augment_config import AugmentConfig
 from .data.dataset import ClipDataset, collate
@@ -33,7 +32,8 @@ from .data.targets import NoTargets
 from .distillation import DistillationOutput, FluxUMT
 from .engine.loop import Batches
 from .inference.command import list_clips
-from .pretrain_arguments import PretrainArguments, StudentArguments, TeacherArguments
+from .model import build_processor
+from .pretrain_arguments import DistillationArguments, PretrainArguments, TeacherArguments
 from .teachers import ImageTeacher, Teacher, VideoTeacher, spread_layers
 
 
@@ -79,16 +79,16 @@ def load_teacher(args: TeacherArguments, aligned_layers: int) -> tuple[Teacher, 
 
 
 def build_student(
-    args: StudentArguments, teacher: Teacher, aligned_layers: int
+    args: TrainedModelArguments, teacher: Teacher, wanted: DistillationArguments
 ) -> tuple[FluxViTForPreTraining, FluxViTVideoProcessor]:
     """The student, new or from a checkpoint (whose decoders are new where they fit another teacher), and its processor.
+
+    It pools by one projector, a checkpoint's of the largest budget, whatever its config says: every parameter gets a
+    gradient at every step then.
 
     Raises:
         ValueError: another kind of model than FluxViT, or clips that are not square.
     """
-    changes = {"num_frames": args.num_frames, "image_size": args.size, "drop_path_rate": args.drop_path_rate}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    told = {"teacher_hidden_size": teacher.hidden_size, "teacher_projection_dim": teacher.projection_dim}
     if args.model_name_or_path:
         given = AutoConfig.from_pretrained(args.model_name_or_path, **args.hub_options()).to_dict()
     else:
@@ -96,17 +96,24 @@ def build_student(
     kind = given.pop("model_type", FluxViTConfig.model_type)
     if kind != FluxViTConfig.model_type:
         raise ValueError(f"the student must be a {FluxViTConfig.model_type}, got {kind}")
-    depth = given.get("num_hidden_layers", FluxViTConfig().num_hidden_layers)
-    config = FluxViTConfig(**{**given, **changes, **told, "alignment_layers": spread_layers(depth, aligned_layers, 1)})
-    if config.image_height_width[0] != config.image_height_width[1]:
-        raise ValueError(f"clips must be square: give --size, the student's image_size is {config.image_size}")
+    depth, budget = given.get("num_hidden_layers", FluxViTConfig().num_hidden_layers), max(wanted.student_budgets)
+    changes = {"num_frames": args.num_frames, "image_size": args.size, "drop_path_rate": args.drop_path_rate}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    changes |= {
+        "token_budgets": [budget],
+        "token_budget": budget,
+        "token_plan": None,  # found for other weights
+        "alignment_layers": spread_layers(depth, wanted.aligned_layers, 1),
+        "teacher_hidden_size": teacher.hidden_size,
+        "teacher_projection_dim": teacher.projection_dim,
+    }
+    config = FluxViTConfig(**{**given, **changes})
+    processor = build_processor(args, config)
     if args.model_name_or_path:
+        # Float32 whatever the checkpoint's dtype: in bfloat16 most steps are too small to change a weight.
+        options = {**args.hub_options(), **args.model_options(), "dtype": torch.float32}
         model = FluxViTForPreTraining.from_pretrained(
-            args.model_name_or_path,
-            config=config,
-            ignore_mismatched_sizes=True,
-            **args.hub_options(),
-            **args.model_options(),
+            args.model_name_or_path, config=config, ignore_mismatched_sizes=True, **options
         )
     else:
         model = FluxViTForPreTraining._from_config(config, **args.model_options())
@@ -114,8 +121,7 @@ def build_student(
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if args.torch_compile:
         model.compile_layers()
-    settings = {"num_frames": config.num_frames, "patch_size": config.patch_size}
-    return model, FluxViTVideoProcessor(size=config.image_height_width[0], **settings)
+    return model, processor
 
 
 def build_objective(args: PretrainArguments, model: FluxViTForPreTraining, teacher: Teacher) -> FluxUMT:
@@ -156,7 +162,7 @@ def read_clips(
 
 
 @dataclass
-class PretrainingTask:
+class PretrainingTask(KeepsFailures):
     """Distillation at several token budgets, as `training.engine.loop.Task`."""
 
     args: PretrainArguments
@@ -228,15 +234,6 @@ class PretrainingTask:
         model.load_state_dict({name.removeprefix("model."): weight for name, weight in weights.items()})
         model.save_pretrained(directory)
         self.processor.save_pretrained(directory)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The clips that failed, of all processes (collective)."""
-        for failures in gather_object([list(self.failures.failures.items())]):
-            self.failures.add(failures)
-        return {"failures": self.failures.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.failures.load_state_dict(state["failures"])
 
 
 def build_task(

@@ -61,8 +61,15 @@ class Teacher(nn.Module):
         self.model = model.eval().requires_grad_(False)
         self.layers, self.token_budget = tuple(layers), as_count("token_budget", token_budget)
 
-    hidden_size: int
-    projection_dim: int
+    @property
+    def hidden_size(self) -> int:
+        """D'."""
+        return self.model.config.hidden_size
+
+    @property
+    def projection_dim(self) -> int:
+        """P'."""
+        raise NotImplementedError
 
     def train(self, mode: bool = True) -> "Teacher":
         """Stays in evaluation mode."""
@@ -88,18 +95,15 @@ class VideoTeacher(Teacher):
     model: VideoTokenClassifier
 
     @property
-    def hidden_size(self) -> int:
-        return self.model.config.hidden_size
-
-    @property
     def projection_dim(self) -> int:
         return self.model.config.projection_dim
 
     @torch.no_grad()
     def forward(self, pixels: Tensor, grid: Grid, select: Callable[[int], Tensor]) -> TeacherFeatures:
         config = self.model.config
-        own = [pixels.shape[1] // config.tubelet_size, *(side // config.patch_size for side in pixels.shape[-2:])]
-        if own == list(grid):
+        patch = (config.tubelet_size, config.patch_size, config.patch_size)
+        covered = [size * count for size, count in zip(patch, grid, strict=True)]
+        if covered == [pixels.shape[1], *pixels.shape[-2:]]:
             return self._on_its_own_tokens(pixels)
         if pixels.shape[1] % config.tubelet_size:
             raise ValueError(f"the teacher takes multiples of {config.tubelet_size} frames, got {pixels.shape[1]}")
@@ -139,10 +143,6 @@ class ImageTeacher(Teacher):
     """
 
     model: PreTrainedModel
-
-    @property
-    def hidden_size(self) -> int:
-        return self.model.config.hidden_size
 
     @property
     def projection_dim(self) -> int:

@@ -18,8 +18,8 @@ CONFIGS = sorted((TRAINING / "accelerate_configs").glob("*.yaml"))
 REQUIRED = ["--model_name_or_path", "m", "--data", "t", "--output_dir", "o"]
 # Scripts of users hold these: none may go or change its name unnoticed.
 FLAGS = """
-    model_name_or_path revision cache_dir attn_implementation config_name num_frames size new_classifiers
-    drop_path_rate classifier_dropout gradient_checkpointing torch_compile freeze_layers lora_rank lora_alpha
+    model_name_or_path revision cache_dir attn_implementation config_name num_frames size drop_path_rate
+    gradient_checkpointing torch_compile new_classifiers classifier_dropout freeze_layers lora_rank lora_alpha
     lora_dropout objective token_budgets alignment_weight mixup cutmix mixup_prob mixup_switch_prob class_weights
     label_smoothing data split data_root dataset_name dataset_config_name video_column label_column frame_template
     multi_label validation_data validation_split dataloader_num_workers streaming shuffle_buffer_size split_stream

@@ -174,6 +174,14 @@ def test_a_teacher_of_other_patches_is_brought_to_the_students_grid():
         frozen(clips(3), (3, 2, 2), lambda budget: kept)
 
 
+def test_patches_a_little_smaller_are_others():
+    """Of 28 pixels two patches of 13 would be whole ones; the student has two of 14."""
+    config = tiny_config(patch_size=13, image_size=26)
+    frozen = VideoTeacher(FluxViTForVideoClassification(config), [0], 4)
+    told = frozen(clips(), (4, 2, 2), lambda budget: torch.tensor([[0, 1, 2, 3]] * 2))
+    assert told.layers[0].shape == (2, 4, 32) and told.class_tokens == 0
+
+
 IMAGE_ENCODERS = {
     "clip": (CLIPVisionModel, CLIPVisionConfig),
     "siglip": (SiglipVisionModel, SiglipVisionConfig),
@@ -275,7 +283,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn():
     model.fluxvit.load_state_dict(frozen.model.fluxvit.state_dict())
     model.layer_decoders = torch.nn.ModuleList([Same(), Same()])
     model.pooled_decoder = Same()
-    torch.nn.init.zeros_(model.decoder_positions.table)
+    torch.nn.init.zeros_(model.decoder_position_embeddings.table)
     # the subset is what the teacher kept: only then are features of one forward those of the other
     assert FluxUMT(model, frozen, [12])(clips()).loss.item() == pytest.approx(0, abs=1e-5)
     assert FluxUMT(model, frozen, [4])(clips()).loss.item() > 1e-3
@@ -331,6 +339,19 @@ def test_any_clip(frames):
     assert torch.allclose(outputs.pooled_feature.norm(dim=-1), torch.ones(2))
 
 
+@pytest.mark.parametrize("kept", [3, 16])
+@torch.no_grad()
+def test_patches_in_any_order(kept):
+    model, order = student().eval(), torch.randperm(kept, generator=torch.Generator().manual_seed(0))
+    rising = torch.arange(16)[-kept:].expand(2, -1)
+    straight, mixed = (model(clips(), keep_indices=indices) for indices in (rising, rising[:, order]))
+    for one, other in zip(straight.layer_features, mixed.layer_features, strict=True):
+        torch.testing.assert_close(one[:, 1:][:, order], other[:, 1:], **TOLERANCE)
+    torch.testing.assert_close(straight.pooled_feature, mixed.pooled_feature, **TOLERANCE)
+    with pytest.raises(ValueError, match=r"keep_indices must lie in \[0, 16\)"):
+        model(clips(), keep_indices=rising + 1)
+
+
 def test_a_student_must_know_its_teacher():
     with pytest.raises(ValueError, match=r"\['teacher_hidden_size'\] of the config must be given"):
         student(teacher_hidden_size=None)
@@ -343,7 +364,7 @@ def test_decoder_positions_are_not_decayed():
     model = student()
     free = {name for name, p in model.named_parameters() if p.ndim > 1 and not model.takes_weight_decay(name, p)}
     assert free == {
-        "decoder_positions.table",
+        "decoder_position_embeddings.table",
         "fluxvit.embeddings.cls_token",
         "fluxvit.embeddings.position_embeddings.table",
     }

@@ -62,7 +62,7 @@ BUDGETS = (TOKENS, TOKENS // 2, TOKENS // 4, TOKENS // 8)
 SEARCH_FRAMES, SEARCH_SIZES = (8, 16, 32), (42, 49)
 
 
-def merged_recipe(recipe: str, method: str) -> dict[str, Any]:
+def merged_recipe(recipe: str, method: str, encoder: str = "fluxvit") -> dict[str, Any]:
     """The flags of a run: those of all runs of the kind of data, and over them those of the method.
 
     The fixed grid at equal compute takes as many more steps as Flux-Multi's cost more.
@@ -70,7 +70,7 @@ def merged_recipe(recipe: str, method: str) -> dict[str, Any]:
     own = "fixed" if method == "fixed_equal" else method
     flags = {**read_recipe(RECIPES / f"{recipe}.yaml"), **read_recipe(RECIPES / f"{own}.yaml")}
     if method == "fixed_equal":
-        ratio = step_cost(merged_recipe(recipe, "multi")) / step_cost(flags)
+        ratio = step_cost(merged_recipe(recipe, "multi"), encoder) / step_cost(flags, encoder)
         flags |= {name: round(ratio * flags[name]) for name in SCHEDULE}
     return flags
 

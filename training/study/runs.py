@@ -95,10 +95,15 @@ def call(command: Sequence[str], log: Path, threads: int) -> None:
         raise RuntimeError(f"{command[0]} failed with exit status {done.returncode}, see {log}:\n{tail}")
 
 
+def method_flags(task: Task, method: str, options: Options) -> dict[str, Any]:
+    """The flags of a method's trainings, whatever they read and where they begin."""
+    return with_steps(merged_recipe(task.recipe, method, options.encoder), options.share)
+
+
 def run_flags(run: Run, options: Options) -> dict[str, Any]:
     """The flags of a run's training."""
     task = run.task
-    flags = with_steps(merged_recipe(task.recipe, run.method), options.share)
+    flags = method_flags(task, run.method, options)
     if task.made_up is not None:
         flags["model_name_or_path"] = str(run.start.directory(options.output_dir))
     else:
@@ -221,7 +226,7 @@ def do(task: Task, method: str, seed: int, options: Options, records: Records) -
     measured, plan = cross_measure(runs, options) if task.validation is None else measure(runs[0], options)
     record = {
         "machine": machine(options.threads),
-        "training": training_cost(with_steps(merged_recipe(task.recipe, method), options.share), options.encoder),
+        "training": training_cost(method_flags(task, method, options), options.encoder),
         "plan": plan,
     }
     if task.validation is not None:
