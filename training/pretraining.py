@@ -154,7 +154,7 @@ def read_clips(
     if args.validation_data or args.validation_split:
         held_out = spread(list_clips(held_out_source(args), labelled=False), max_eval_samples)
     if args.streaming:
-        return open_stream(args.dataset_name, **args.set_options()), held_out
+        return open_stream(args.dataset_name, labelled=False, **args.set_options()), held_out
     return spread(list_clips(args, labelled=False), args.max_train_samples), held_out
 
 

@@ -3,9 +3,10 @@
 import json
 import os
 
+import datasets
 import pytest
 import torch
-from tiny import FIELDS, tiny_config
+from tiny import tiny_config
 from training_runs import different, flags, launch, losses, weights, write_data
 from transformers import (
     BitImageProcessor,
@@ -27,7 +28,7 @@ from training.evaluate import main as evaluate
 from training.finetune import main as finetune
 from training.pretrain import main
 from training.pretrain_arguments import parse_pretraining
-from training.pretraining import renormalised
+from training.pretraining import build_student, load_teacher, renormalised
 
 
 MODULE = "training.pretrain"
@@ -53,7 +54,6 @@ def data(tmp_path_factory):
     FluxViTVideoProcessor(size=28, num_frames=4, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(
         folder / "teacher"
     )
-    (folder / "config.json").write_text(json.dumps({**FIELDS, "token_budgets": [16], "token_budget": 16}))
     return folder
 
 
@@ -128,11 +128,50 @@ def test_a_run_that_stopped_goes_on_bit_by_bit(data, pretrained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"teacher_dtype": "bfloat16"}, {"num_sample": 2}, {"gradient_checkpointing": True}]
+    ("changes", "tolerance"),
+    [
+        ({"gradient_checkpointing": True}, 1e-5),
+        ({"teacher_dtype": "bfloat16"}, 0.02),
+        ({"ema_decay": 0.5}, 1e-5),
+        pytest.param({"torch_compile": True, "teacher_compile": True}, 1e-4, marks=pytest.mark.slow),
+    ],
 )
-def test_variants(data, tmp_path, changes):
-    main(pretraining(data, tmp_path / "out", max_train_steps=1, **changes))
-    assert losses(tmp_path / "out")[0] < 8
+def test_variants_follow_the_plain_run(data, pretrained, tmp_path, changes, tolerance):
+    main(pretraining(data, tmp_path / "out", **changes))
+    assert losses(tmp_path / "out") == pytest.approx(losses(pretrained), abs=tolerance)
+
+
+def test_a_stream_without_labels(data, tmp_path):
+    names = (data / "unlabelled_train.csv").read_text().split()[1:]
+    content = {"video": [{"path": None, "bytes": (data / name).read_bytes()} for name in names]}
+    (tmp_path / "set").mkdir()
+    features = datasets.Features({"video": datasets.Video(decode=False)})
+    datasets.Dataset.from_dict(content, features=features).to_parquet(tmp_path / "set" / "train.parquet")
+    source = {"data": None, "dataset_name": tmp_path / "set", "split": "train", "streaming": True}
+    held_out = {"validation_data": None, "num_sample": 2, "max_train_samples": 16, "max_train_steps": 2}
+    main(pretraining(data, tmp_path / "out", **source, **held_out))
+    assert len(losses(tmp_path / "out")) == 2
+
+
+def test_a_student_from_a_classifier_in_half_precision(data, tmp_path):
+    """Its encoder and largest projector in float32, its mean and deviation, one budget, no plan."""
+    torch.manual_seed(2)
+    start = FluxViTForVideoClassification(tiny_config(token_plan={16: [6, 42]}))
+    start.to(torch.bfloat16).save_pretrained(tmp_path / "start")
+    settings = {"size": 28, "num_frames": 4, "token_plan": {16: [6, 42]}}
+    FluxViTVideoProcessor(image_mean=[0.5] * 3, image_std=[0.25] * 3, **settings).save_pretrained(tmp_path / "start")
+    args = parse_pretraining(
+        pretraining(data, tmp_path / "out", config_name=None, model_name_or_path=tmp_path / "start", size=42)
+    )
+    teacher, _ = load_teacher(args.teacher, 2)
+    model, processor = build_student(args.model, teacher, args.distillation)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert (model.config.token_budgets, model.config.token_plan, model.config.image_size) == ([16], None, 42)
+    ours, theirs = model.fluxvit.state_dict(), start.fluxvit.state_dict()
+    assert ours.keys() == {name for name in theirs if not name.startswith(("projectors.1", "projectors.2"))}
+    assert all(torch.equal(value, theirs[name].float()) for name, value in ours.items())
+    assert list(processor.image_mean) == [0.5] * 3 and processor.token_plan is None
+    assert dict(processor.crop_size) == {"height": 42, "width": 42}
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip", "dinov2", "videomae"])

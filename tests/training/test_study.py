@@ -16,6 +16,7 @@ from training.inference.points import EvalPoint
 from training.study.__main__ import parse_arguments, settings_of
 from training.study.design import (
     BUDGETS,
+    ENCODERS,
     METHODS,
     NUM_FRAMES,
     OWN_SELECTOR,
@@ -150,6 +151,10 @@ def test_training_costs():
     assert tera["fixed"] < tera["single"] < tera["multi"] == tera["multi_unaligned"]
     assert tera["fixed_equal"] == pytest.approx(tera["multi"], rel=1e-3)
     assert len({cost[method]["steps"] for method in METHODS if method != "fixed_equal"}) == 1
+    for encoder in ENCODERS:
+        of_encoder = [training_cost(merged_recipe("generator", method, encoder), encoder) for method in METHODS]
+        tera = dict(zip(METHODS, (values["tera_multiply_adds"] for values in of_encoder), strict=True))
+        assert tera["fixed_equal"] == pytest.approx(tera["multi"], rel=1e-3)
     model, point = new_model(), EvalPoint(8, SIZE, 144)
     assert sum(point_flops(model, point).values()) == model.flops(8, SIZE, 144)
     denser = point_flops(model, EvalPoint(16, SIZE, 144))

@@ -423,8 +423,9 @@ def open_stream(
     hub: bool = False,
     video_column: str | None = None,
     label_column: str | None = None,
+    labelled: bool = True,
 ) -> datasets.IterableDataset:
-    """Opens a `datasets` set for `StreamingClips`: the columns `video` (not decoded) and `label`.
+    """Opens a `datasets` set for `StreamingClips`: the columns `video` (not decoded) and, if `labelled`, `label`.
 
     Args:
         source, split, dataset_config_name, hub, video_column, label_column: As in `read_clips`, for the `datasets`
@@ -440,12 +441,13 @@ def open_stream(
     if isinstance(source, datasets.Dataset):
         # In parts, which numbers of processes can share out evenly.
         source = source.with_format(None).to_iterable_dataset(num_shards=min(len(source), 64))
-    video, label = _columns(source.features, "the data set", video_column, label_column, labelled=True)
-    source = source.select_columns([video, label]).cast_column(video, datasets.Video(decode=False))
-    names = {old: new for old, new in ((video, "video"), (label, "label")) if old != new}
+    video, label = _columns(source.features, "the data set", video_column, label_column, labelled)
+    columns = {video: "video", **({label: "label"} if labelled else {})}
+    source = source.select_columns(list(columns)).cast_column(video, datasets.Video(decode=False))
+    names = {old: new for old, new in columns.items() if old != new}
     return source.rename_columns(names) if names else source
 
 
 def stream_label_names(stream: datasets.IterableDataset) -> list[str] | None:
     """The classes that a set of `open_stream` declares (`ClassLabel`), None where it declares none."""
-    return _label_names_of(stream.features["label"])
+    return _label_names_of(stream.features.get("label"))

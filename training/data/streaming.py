@@ -135,7 +135,7 @@ class StreamingClips(torch.utils.data.IterableDataset):
             index = (step * self.world_size + self.rank) * self.batch_size + place
             request = ClipRequest(index, shape.num_frames, shape.size, epoch)
             frames, example, failures = self._read(request, example, stand_ins, examples)
-            label = as_label(example["label"], stream_label_names(self.stream), "the streamed set")
+            label = as_label(example.get("label"), stream_label_names(self.stream), "the streamed set")
             name = _example_name(example["video"]) if label is None else ""
             samples.append(self._maker.make(frames, self.targets.encode(label, name), request, failures))
         return collate(samples)
