@@ -142,14 +142,17 @@ MAX_CACHED_GRIDS = 32  # as many as token optimization looks at in turn; flexibl
 
 
 class FluxViTPositionEmbeddings(nn.Module):
-    """Learnable position table with the global position encoding, resized to the grid of the clip at hand."""
+    """Learnable position table, with the global position encoding if the model has one and it is not left out, resized
+    to the grid of the clip at hand.
+    """
 
-    def __init__(self, config: FluxViTConfig, use_glpe: bool):
+    def __init__(self, config: FluxViTConfig, with_encoding: bool = True):
         super().__init__()
         self.grid = list(config.position_embedding_grid)
         frames, rows, columns = self.grid
         self.table = nn.Parameter(torch.zeros(1, 1 + frames * rows * columns, config.hidden_size))
-        self.global_position_encoding = FluxViTAffine(config.hidden_size) if use_glpe else nn.Identity()
+        encoded = config.use_glpe and with_encoding
+        self.global_position_encoding = FluxViTAffine(config.hidden_size) if encoded else nn.Identity()
         self._cached: tuple[list[Tensor], dict[tuple[int, int, int], Tensor]] | None = None
 
     def forward(self, frames: int, rows: int, columns: int) -> Tensor:
@@ -204,7 +207,7 @@ class FluxViTEmbeddings(nn.Module):
     def __init__(self, config: FluxViTConfig):
         super().__init__()
         self.patch_embeddings = FluxViTPatchEmbeddings(config)
-        self.position_embeddings = FluxViTPositionEmbeddings(config, config.use_glpe)
+        self.position_embeddings = FluxViTPositionEmbeddings(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
 
     def forward(self, pixel_values_videos: Tensor) -> tuple[Tensor, FluxViTGrid]:

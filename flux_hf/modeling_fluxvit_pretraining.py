@@ -76,7 +76,7 @@ class FluxViTForPreTraining(FluxViTPreTrainedModel):
         self.fluxvit = FluxViTModel(config)
         width, eps = config.teacher_hidden_size, config.layer_norm_eps
         # InternVideo2 gives the decoders a position table of their own.
-        self.decoder_position_embeddings = FluxViTPositionEmbeddings(config, use_glpe=False)
+        self.decoder_position_embeddings = FluxViTPositionEmbeddings(config, with_encoding=False)
         self.layer_decoders = nn.ModuleList(
             [FluxViTFeatureDecoder(config.hidden_size, width, eps) for _ in config.alignment_layers]
         )
