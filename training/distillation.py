@@ -3,7 +3,8 @@
 
 Source: paper, section 3 and Table 14; InternVideo2's distillation, which it starts from. Where the paper is silent:
 the teacher's own embedding scores the tokens that it keeps; smaller student subsets lie within larger ones, for they
-are drawn at once; the loss is the mean over the budgets, so that its size does not depend on how many there are.
+are drawn at once; the loss is the mean over the budgets, so that its size does not depend on how many there are; of a clip
+with fewer patches than the teacher keeps, a single picture for one, students keep the same shares as of others.
 
 Shapes: B clips, K tokens that the teacher keeps, C of them that a student keeps, D' and P' the teacher's width and
 projection width.
@@ -20,7 +21,7 @@ from transformers.modeling_outputs import ModelOutput
 from flux_hf.modeling_fluxvit_pretraining import FluxViTForPreTraining
 from flux_hf.token_selection import as_count
 
-from .teachers import Teacher, motion_weights
+from .teachers import TEACHER_TOKENS, TeacherFeatures, motion_weights
 
 
 STUDENT_BUDGETS = (2048, 1536, 1024)
@@ -47,6 +48,18 @@ def draw_subsets(weights: Tensor, budgets: Sequence[int], seeds: Tensor | None =
     return [order[:, : min(budget, kept)].sort(dim=1).values for budget in budgets]
 
 
+def student_counts(budgets: Sequence[int], kept: int, teacher_tokens: int) -> list[int]:
+    """Tokens that students keep of the `kept` of a teacher: their budgets, or shares as large of fewer tokens.
+
+    Args:
+        budgets: Of `teacher_tokens`.
+        kept: K.
+        teacher_tokens: What the teacher keeps of clips with enough patches.
+    """
+    share = min(1.0, kept / teacher_tokens)
+    return [min(kept, max(1, round(share * budget))) for budget in budgets]
+
+
 @dataclass
 class DistillationOutput(ModelOutput):
     """What the objective returns.
@@ -63,37 +76,35 @@ class DistillationOutput(ModelOutput):
 
 
 class FluxUMT(nn.Module):
-    """One teacher forward, a student at several budgets; embedding and positions of the student are shared by them.
+    """A student at several budgets learns what a teacher said once; they share the student's embedding and positions.
 
     L = sum_c w_c * (layer_weight * mean(2 - 2 <s, t>) + pooled_weight * mean(2 - 2 <s_pooled, t_pooled>)), the first
     mean over batch, aligned layers and the tokens of subset c, with the class token where both have one; w_c sum to 1.
 
     Args:
         model: The student.
-        teacher: Its layers are paired with the student's `config.alignment_layers` in order.
         budgets: Tokens of each student forward, out of those that the teacher kept.
+        teacher_tokens: What a teacher keeps, or the student's selector for it where it encodes all.
         layer_weight, pooled_weight: Of the two losses; 1 and 1 in InternVideo2.
         budget_weights: w_c; equal ones that sum to 1 if not given.
 
     Raises:
-        ValueError: layers that do not pair, budgets below 1, or weights that are negative or not one for each.
+        ValueError: budgets or tokens below 1, or weights that are negative or not one for each budget.
     """
 
     def __init__(
         self,
         model: FluxViTForPreTraining,
-        teacher: Teacher,
         budgets: Sequence[int] = STUDENT_BUDGETS,
+        teacher_tokens: int = TEACHER_TOKENS,
         layer_weight: float = 1.0,
         pooled_weight: float = 1.0,
         budget_weights: Sequence[float] | None = None,
     ):
         super().__init__()
-        config = model.config
-        if len(config.alignment_layers) != len(teacher.layers):
-            raise ValueError(f"{config.alignment_layers} of the student and {list(teacher.layers)} must be as many")
-        self.model, self.teacher = model, teacher
+        self.model = model
         self.budgets = [as_count("budgets", budget) for budget in budgets]
+        self.teacher_tokens = as_count("teacher_tokens", teacher_tokens)
         weights = [1 / len(self.budgets)] * len(self.budgets) if budget_weights is None else list(budget_weights)
         if len(weights) != len(self.budgets) or min([*weights, layer_weight, pooled_weight]) < 0:
             raise ValueError(
@@ -103,27 +114,22 @@ class FluxUMT(nn.Module):
         self.budget_weights, self.layer_weight, self.pooled_weight = weights, layer_weight, pooled_weight
 
     def forward(
-        self,
-        pixel_values_videos: Tensor,
-        teacher_pixels: Tensor | None = None,
-        seeds: Tensor | None = None,
+        self, pixel_values_videos: Tensor, told: TeacherFeatures, seeds: Tensor | None = None
     ) -> DistillationOutput:
         """The loss of a batch.
 
         Args:
             pixel_values_videos: (B, T, 3, H, W), normalised as the student wants.
-            teacher_pixels: The same clips, normalised as the teacher wants; the student's if not given.
+            told: The teacher's features; its layers are paired with the student's `config.alignment_layers` in order.
             seeds: (B,) int64, of the draw of each clip's subsets.
         """
         patches, grid = self.model.embed(pixel_values_videos)
-        told = self.teacher(
-            pixel_values_videos if teacher_pixels is None else teacher_pixels,
-            (grid.frames, grid.rows, grid.columns),
-            lambda budget: self.model.select(patches, [budget])[0],
-        )
+        if told.keep_indices is None:
+            told = told.at(self.model.select(patches, [self.teacher_tokens])[0])
         weights = motion_weights(patches, told.keep_indices) if told.weights is None else told.weights
+        counts = student_counts(self.budgets, weights.shape[1], self.teacher_tokens)
         layer_losses, pooled_losses = [], []
-        for places in draw_subsets(weights, self.budgets, seeds):
+        for places in draw_subsets(weights, counts, seeds):
             keep_indices = told.keep_indices.gather(1, places)
             found = self.model.features(patches, grid, keep_indices)
             pairs = zip(found.layer_features, told.layers, strict=True)

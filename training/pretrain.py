@@ -28,8 +28,8 @@ def prepare(args: PretrainArguments, accelerator: Accelerator) -> Run:
     """Teacher, student, data, task and optimiser, ready to train."""
     teacher, teacher_processor = load_teacher(args.teacher, args.distillation.aligned_layers)
     model, processor = build_student(args.model, teacher, args.distillation)
-    task = build_task(args, model.config, processor, teacher_processor, accelerator)
     objective = build_objective(args, model, teacher)
+    task = build_task(args, model.config, processor, (teacher, teacher_processor), accelerator)
     logger.info(f"the student's layers {model.config.alignment_layers} learn from the teacher's {list(teacher.layers)}")
     shapes = [[shape.num_frames, shape.size] for shape in clip_shapes(args.sampling, model.config)]
     return build_run(
@@ -45,7 +45,6 @@ def prepare(args: PretrainArguments, accelerator: Accelerator) -> Run:
             "student_budgets": objective.budgets,
             "shapes": shapes,
         },
-        not_saved=("teacher",),
     )
 
 

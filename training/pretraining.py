@@ -34,7 +34,7 @@ from .engine.loop import Batches
 from .inference.command import list_clips
 from .model import build_processor
 from .pretrain_arguments import DistillationArguments, PretrainArguments, TeacherArguments
-from .teachers import ImageTeacher, Teacher, VideoTeacher, spread_layers
+from .teachers import ImageTeacher, Teacher, TeacherFeatures, VideoTeacher, spread_layers
 
 
 # Models --------------------------------------------------------------------------------------------------------------
@@ -126,9 +126,11 @@ def build_student(
 
 def build_objective(args: PretrainArguments, model: FluxViTForPreTraining, teacher: Teacher) -> FluxUMT:
     """Raises ValueError where student and teacher do not fit, or weights."""
-    wanted = args.distillation
+    wanted, ours, theirs = args.distillation, model.config.alignment_layers, list(teacher.layers)
+    if len(ours) != len(theirs):
+        raise ValueError(f"layers {ours} of the student and {theirs} of the teacher must be as many")
     weights = (wanted.layer_weight, wanted.pooled_weight, wanted.budget_weights)
-    return FluxUMT(model, teacher, wanted.student_budgets, *weights)
+    return FluxUMT(model, wanted.student_budgets, teacher.token_budget, *weights)
 
 
 def renormalised(videos: Tensor, ours: FluxViTVideoProcessor, theirs: Any) -> Tensor:
@@ -169,6 +171,7 @@ class PretrainingTask(KeepsFailures):
     accelerator: Accelerator
     config: FluxViTConfig
     processor: FluxViTVideoProcessor
+    teacher: Teacher
     teacher_processor: Any
     batches: Batches
     augment: ClipAugment
@@ -183,7 +186,13 @@ class PretrainingTask(KeepsFailures):
         return self._forward(wrapped, videos, batch["seeds"]).loss
 
     def _forward(self, wrapped: nn.Module, videos: Tensor, seeds: Tensor) -> DistillationOutput:
-        return wrapped(videos, renormalised(videos, self.processor, self.teacher_processor), seeds)
+        return wrapped(videos, self.told(videos), seeds)
+
+    def told(self, videos: Tensor) -> TeacherFeatures:
+        """What the teacher says of clips (B, T, 3, H, W), normalised for the student."""
+        config, (frames, _, height, width) = self.config, videos.shape[1:]
+        grid = (frames // config.tubelet_size, height // config.patch_size, width // config.patch_size)
+        return self.teacher(renormalised(videos, self.processor, self.teacher_processor), grid)
 
     @torch.no_grad()
     def evaluate(self, wrapped: nn.Module) -> dict[str, float]:
@@ -240,10 +249,10 @@ def build_task(
     args: PretrainArguments,
     config: FluxViTConfig,
     processor: FluxViTVideoProcessor,
-    teacher_processor: Any,
+    teacher: tuple[Teacher, Any],
     accelerator: Accelerator,
 ) -> PretrainingTask:
-    """The task of the flags, for a student of this config."""
+    """The task of the flags, for a student of this config; `teacher` with its processor."""
     training, held_out = read_clips(args.data, args.views.max_eval_samples)
     source = training if args.data.streaming else cached(training, args.data, accelerator)
     augment = build_augmentation(args.augmentation, processor)
@@ -253,7 +262,8 @@ def build_task(
         accelerator=accelerator,
         config=config,
         processor=processor,
-        teacher_processor=teacher_processor,
+        teacher=teacher[0].to(accelerator.device),
+        teacher_processor=teacher[1],
         batches=batches,
         augment=augment,
         held_out=cached(held_out, args.data, accelerator),

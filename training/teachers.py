@@ -3,15 +3,16 @@
 
 A teacher whose patches are the student's encodes the tokens that its own selector keeps. One that cuts a clip in
 another way encodes all of it, at a size that gives it as many patches a side as the student; its features are brought
-to the student's grid by area (`to_grid`), and the student's selector says which tokens count.
+to the student's grid by area (`to_grid`), and which tokens count is left to the student's selector.
 
 Shapes: B clips, T frames, (T', h, w) the student's grid of N patches, K tokens that are kept, n class tokens, D' and P'
 the teacher's width and projection width.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,19 +27,29 @@ PUBLISHED_INTERVAL, PUBLISHED_DEPTH = 3.34, 40
 Grid = tuple[int, int, int]
 
 
-class TeacherFeatures(NamedTuple):
+@dataclass(frozen=True)
+class TeacherFeatures:
     """What a teacher says of clips; L2-normalised, float32.
 
-    `keep_indices` (B, K) rising, into the student's grid: what is kept; `layers`: (B, n + K, D') each, the n =
-    `class_tokens` first; `pooled` (B, P'); `weights` (B, K): how much each token counts, above 0, or None: it does not
-    say.
+    Args:
+        layers: (B, n + K, D') each, the class tokens first.
+        pooled: (B, P').
+        weights: (B, K): how much each token counts, above 0; None where the teacher does not say.
+        class_tokens: n.
+        keep_indices: (B, K) rising, into the student's grid: the patches that the others speak of; None: all, K = N.
     """
 
-    keep_indices: Tensor
     layers: tuple[Tensor, ...]
     pooled: Tensor
     weights: Tensor | None
-    class_tokens: int
+    class_tokens: int = 0
+    keep_indices: Tensor | None = None
+
+    def at(self, keep_indices: Tensor) -> "TeacherFeatures":
+        """Of all patches, without class tokens, those that are kept."""
+        layers = tuple(kept(features, keep_indices) for features in self.layers)
+        weights = None if self.weights is None else self.weights.gather(1, keep_indices)
+        return replace(self, layers=layers, weights=weights, keep_indices=keep_indices)
 
 
 class Teacher(nn.Module):
@@ -75,13 +86,12 @@ class Teacher(nn.Module):
         """Stays in evaluation mode."""
         return super().train(False)
 
-    def forward(self, pixels: Tensor, grid: Grid, select: Callable[[int], Tensor]) -> TeacherFeatures:
-        """Features of clips.
+    def forward(self, pixels: Tensor, grid: Grid) -> TeacherFeatures:
+        """Features of clips: of the tokens that it keeps, or of all where its patches are others than the student's.
 
         Args:
             pixels: (B, T, 3, H, W), normalised as the teacher was trained.
             grid: The student's.
-            select: What the student's selector keeps of a budget, (B, K); asked where the teacher's patches are others.
 
         Raises:
             ValueError: frames that the teacher cannot take.
@@ -99,7 +109,7 @@ class VideoTeacher(Teacher):
         return self.model.config.projection_dim
 
     @torch.no_grad()
-    def forward(self, pixels: Tensor, grid: Grid, select: Callable[[int], Tensor]) -> TeacherFeatures:
+    def forward(self, pixels: Tensor, grid: Grid) -> TeacherFeatures:
         config = self.model.config
         patch = (config.tubelet_size, config.patch_size, config.patch_size)
         covered = [size * count for size, count in zip(patch, grid, strict=True)]
@@ -114,13 +124,11 @@ class VideoTeacher(Teacher):
         pooled, attention = self.model.pool(hidden_states, 0, attention=True)
         class_tokens = hidden_states.shape[1] - everything.shape[1]
         shape = (patches.shape[1], rows, columns)
-        keep_indices = select(self.token_budget)
         weights = None
         if attention is not None:
-            dense = attention.float().mean(1)[:, 0, class_tokens:, None]
-            weights = kept(to_grid(dense.unflatten(1, shape), grid), keep_indices)[..., 0]
-        layers = [kept(to_grid(s[:, class_tokens:].float().unflatten(1, shape), grid), keep_indices) for s in states]
-        return TeacherFeatures(keep_indices, tuple(map(_unit, layers)), _unit(pooled), weights, 0)
+            weights = to_grid(attention.float().mean(1)[:, 0, class_tokens:, None].unflatten(1, shape), grid)[..., 0]
+        layers = (to_grid(state[:, class_tokens:].float().unflatten(1, shape), grid) for state in states)
+        return TeacherFeatures(tuple(map(_unit, layers)), _unit(pooled), weights)
 
     def _on_its_own_tokens(self, pixels: Tensor) -> TeacherFeatures:
         patches, grid = self.model.embed(pixels)
@@ -132,7 +140,7 @@ class VideoTeacher(Teacher):
             weights = motion_weights(patches, keep_indices)
         else:
             weights = attention.float().mean(1)[:, 0, class_tokens:]
-        return TeacherFeatures(keep_indices, tuple(map(_unit, states)), _unit(pooled), weights, class_tokens)
+        return TeacherFeatures(tuple(map(_unit, states)), _unit(pooled), weights, class_tokens, keep_indices)
 
 
 class ImageTeacher(Teacher):
@@ -149,21 +157,20 @@ class ImageTeacher(Teacher):
         return self.model.config.hidden_size
 
     @torch.no_grad()
-    def forward(self, pixels: Tensor, grid: Grid, select: Callable[[int], Tensor]) -> TeacherFeatures:
+    def forward(self, pixels: Tensor, grid: Grid) -> TeacherFeatures:
         (batch, frames), (_, rows, columns) = pixels.shape[:2], grid
         side = self.model.config.patch_size
         pictures = resized(pixels, rows * side, columns * side).flatten(0, 1)
         options = {"interpolate_pos_encoding": True} if _takes(self.model, "interpolate_pos_encoding") else {}
         outputs = self.model(pictures.to(self.model.dtype), output_hidden_states=True, **options)
-        keep_indices = select(self.token_budget)
         layers = []
         for layer in self.layers:
             states = outputs.hidden_states[layer + 1].float()
             states = states[:, states.shape[1] - rows * columns :]
             volume = states.unflatten(1, (rows, columns)).unflatten(0, (batch, frames))
-            layers.append(_unit(kept(to_grid(volume, grid), keep_indices)))
+            layers.append(_unit(to_grid(volume, grid)))
         pooled = outputs.pooler_output.float().unflatten(0, (batch, frames)).mean(1)
-        return TeacherFeatures(keep_indices, tuple(layers), _unit(pooled), None, 0)
+        return TeacherFeatures(tuple(layers), _unit(pooled), None)
 
 
 def _takes(model: nn.Module, name: str) -> bool:

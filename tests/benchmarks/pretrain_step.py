@@ -47,15 +47,16 @@ def main() -> None:
     ).to(options.device)
     clip = torch.randn(options.batch_size, options.num_frames, 3, options.size, options.size, device=options.device)
     seeds = torch.arange(options.batch_size)
+    grid = (options.num_frames, options.size // 14, options.size // 14)
 
     def step(objective: FluxUMT) -> None:
-        objective(clip, clip.to(teacher_model.dtype), seeds).loss.backward()
+        objective(clip, teacher(clip, grid), seeds).loss.backward()
         student.zero_grad(set_to_none=True)
         if options.device == "cuda":
             torch.cuda.synchronize()
 
-    together = FluxUMT(student, teacher, options.budgets)
-    apart = [FluxUMT(student, teacher, [budget]) for budget in options.budgets]
+    together = FluxUMT(student, options.budgets, teacher.token_budget)
+    apart = [FluxUMT(student, [budget], teacher.token_budget) for budget in options.budgets]
     ways = {"one step, all budgets": [together], "a step a budget": apart}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(options.rounds + 1):

@@ -28,12 +28,7 @@ from flux_hf import (
     FluxViTForVideoClassification,
     FluxViTModel,
 )
-from training.distillation import (
-    FluxUMT,
-    common_tokens,
-    distance,
-    draw_subsets,
-)
+from training.distillation import FluxUMT, common_tokens, distance, draw_subsets, student_counts
 from training.teachers import ImageTeacher, VideoTeacher, motion_weights, overlap, spread_layers, to_grid
 
 
@@ -57,8 +52,9 @@ def teacher(token_budget=12, layers=(0, 1)):
     return VideoTeacher(FluxViTForVideoClassification(tiny_config()), layers, token_budget)
 
 
-def not_asked(budget):
-    raise AssertionError("the teacher's own selector chooses")
+def loss_of(objective, frozen, video, seeds=None):
+    """Of clips that both see alike."""
+    return objective(video, frozen(video, (video.shape[1], 2, 2)), seeds).loss
 
 
 # The teacher ----------------------------------------------------------------------------------------------------------
@@ -71,7 +67,7 @@ def test_the_teacher_is_the_official_one(tmp_path):
     layers = sorted(json.loads((GOLDEN / "internvideo2_tiny_golden.json").read_text())["teacher_layer_index"])
     video = (golden["video_uint8"].float() / 255 * 6 - 3).transpose(1, 2)
     model = FluxViTForVideoClassification.from_pretrained(tmp_path / "teacher")
-    told = VideoTeacher(model, layers, EVERYTHING)(video, (8, 4, 4), not_asked)
+    told = VideoTeacher(model, layers, EVERYTHING)(video, (8, 4, 4))
     torch.testing.assert_close(torch.stack(told.layers), golden["teacher_layers"], **TOLERANCE)
     torch.testing.assert_close(told.pooled, golden["teacher_pooled"], **TOLERANCE)
     torch.testing.assert_close(told.weights, golden["teacher_attention"], **TOLERANCE)
@@ -79,11 +75,10 @@ def test_the_teacher_is_the_official_one(tmp_path):
 
 
 def test_a_teacher_stays_as_it_was_loaded():
-    frozen = teacher()
-    objective = FluxUMT(student(), frozen, [8, 4])
-    objective.train()
-    assert objective.model.training and not any(module.training for module in frozen.modules())
-    objective(clips()).loss.backward()
+    frozen, objective = teacher(), FluxUMT(student(), [8, 4], 12)
+    frozen.train()
+    assert not any(module.training for module in frozen.modules())
+    loss_of(objective, frozen, clips()).backward()
     assert all(p.grad is None and not p.requires_grad for p in frozen.parameters())
     assert all(p.grad is not None for p in objective.model.parameters())
 
@@ -94,14 +89,11 @@ def test_a_teacher_without_pooling_attention_counts_by_motion():
         num_frames=4, tubelet_size=1,
     )  # fmt: skip
     config = FluxConfig(backbone_config=backbone, token_budgets=[16], token_budget=16)
-    told = VideoTeacher(FluxForVideoClassification(config), [0, 1], 12)(clips(), (4, 2, 2), not_asked)
+    frozen = VideoTeacher(FluxForVideoClassification(config), [0, 1], 12)
+    told = frozen(clips(), (4, 2, 2))
     assert told.class_tokens == 0 and told.weights.shape == (2, 12) and (told.weights > 0).all()
-    objective = FluxUMT(
-        student(teacher_projection_dim=config.projection_dim),
-        VideoTeacher(FluxForVideoClassification(config), [0, 1], 12),
-        [8],
-    )
-    assert objective(clips()).loss.isfinite()
+    objective = FluxUMT(student(teacher_projection_dim=config.projection_dim), [8], 12)
+    assert loss_of(objective, frozen, clips()).isfinite()
 
 
 def test_motion_counts():
@@ -153,9 +145,10 @@ def test_a_teacher_of_other_patches_is_brought_to_the_students_grid():
     config = tiny_config(patch_size=8, tubelet_size=2, image_size=16, position_embedding_grid=[2, 2, 2])
     frozen = VideoTeacher(FluxViTForVideoClassification(config), [0, 1], 6)
     kept = torch.tensor([[0, 3, 4, 9, 12, 15], [1, 2, 5, 6, 7, 8]])
-    asked = []
-    told = frozen(clips(), (4, 2, 2), lambda budget: asked.append(budget) or kept)
-    assert asked == [6] and told.class_tokens == 0 and torch.equal(told.keep_indices, kept)
+    everything = frozen(clips(), (4, 2, 2))
+    assert everything.keep_indices is None and everything.layers[0].shape == (2, 16, 32)
+    told = everything.at(kept)
+    assert told.class_tokens == 0 and torch.equal(told.keep_indices, kept)
     small = torch.nn.functional.interpolate(clips().flatten(0, 1), size=(16, 16), mode="bicubic", antialias=True)
     with torch.no_grad():
         outputs = frozen.model(
@@ -169,17 +162,17 @@ def test_a_teacher_of_other_patches_is_brought_to_the_students_grid():
     attention = outputs.pooler_attentions[0].mean(1)[:, 0, 1:].unflatten(1, (2, 4)).repeat_interleave(2, dim=1)
     wanted = torch.stack([attention.flatten(1, 2)[clip, kept[clip]] for clip in range(2)])
     torch.testing.assert_close(told.weights, wanted, **TOLERANCE)
-    assert FluxUMT(student(), frozen, [6, 3])(clips()).loss.isfinite()
+    assert loss_of(FluxUMT(student(), [6, 3], 6), frozen, clips()).isfinite()
     with pytest.raises(ValueError, match="multiples of 2 frames, got 3"):
-        frozen(clips(3), (3, 2, 2), lambda budget: kept)
+        frozen(clips(3), (3, 2, 2))
 
 
 def test_patches_a_little_smaller_are_others():
     """Of 28 pixels two patches of 13 would be whole ones; the student has two of 14."""
     config = tiny_config(patch_size=13, image_size=26)
     frozen = VideoTeacher(FluxViTForVideoClassification(config), [0], 4)
-    told = frozen(clips(), (4, 2, 2), lambda budget: torch.tensor([[0, 1, 2, 3]] * 2))
-    assert told.layers[0].shape == (2, 4, 32) and told.class_tokens == 0
+    told = frozen(clips(), (4, 2, 2))
+    assert told.layers[0].shape == (2, 16, 32) and told.class_tokens == 0
 
 
 IMAGE_ENCODERS = {
@@ -201,7 +194,7 @@ def test_an_image_encoder_reads_frame_by_frame(name):
     model = image_encoder(name)
     kept = torch.tensor([[0, 5, 10, 15], [3, 4, 8, 13]])
     frozen = ImageTeacher(model, [0, 1], 4)
-    told = frozen(clips(), (4, 2, 2), lambda budget: kept)
+    told = frozen(clips(), (4, 2, 2)).at(kept)
     assert told.weights is None and told.class_tokens == 0 and frozen.projection_dim == 32
     pooled = []
     for clip in range(2):
@@ -213,8 +206,8 @@ def test_an_image_encoder_reads_frame_by_frame(name):
             tokens = torch.cat([outputs.hidden_states[layer + 1][0, -4:] for outputs in of_frames])
             torch.testing.assert_close(found[clip], normalize(tokens[kept[clip]], dim=-1), **TOLERANCE)
     torch.testing.assert_close(told.pooled, normalize(torch.stack(pooled), dim=-1), **TOLERANCE)
-    objective = FluxUMT(student(teacher_projection_dim=32), frozen, [4, 2])
-    objective(clips(frames=3)).loss.backward()  # odd numbers of frames too
+    objective = FluxUMT(student(teacher_projection_dim=32), [4, 2], 4)
+    loss_of(objective, frozen, clips(frames=3)).backward()  # odd numbers of frames too
     assert all(parameter.grad is not None for parameter in objective.model.parameters())
 
 
@@ -241,6 +234,33 @@ def test_tokens_are_drawn_by_weight():
     assert (two == torch.tensor([0, 1])).all(1).float().mean().item() == pytest.approx(0.0472, abs=0.005)
 
 
+def test_students_keep_the_same_shares_of_a_clip_with_fewer_tokens():
+    assert student_counts([2048, 1536, 1024], 2048, 2048) == [2048, 1536, 1024]
+    assert student_counts([2048, 1536, 1024], 324, 2048) == [324, 243, 162]  # a picture of 252 x 252
+    assert student_counts([3000, 4], 100, 2048) == [100, 1]
+
+
+@torch.no_grad()
+def test_the_students_selector_chooses_where_a_teacher_encodes_all():
+    """A single frame, all of whose patches are kept, and clips of which a part is."""
+    frozen = ImageTeacher(image_encoder("dinov2"), [0, 1], 6)
+    model = student(teacher_projection_dim=32).eval()
+    for frames, tokens, counts in ((1, 4, [4, 2]), (4, 6, [6, 3])):
+        video, seeds = clips(frames), torch.tensor([3, 4])
+        patches, _ = model.embed(video)
+        [keep_indices] = model.select(patches, [6])
+        told = frozen(video, (frames, 2, 2)).at(keep_indices)
+        assert keep_indices.shape == (2, tokens)
+        losses = []
+        for places in draw_subsets(motion_weights(patches, keep_indices), counts, seeds):
+            outputs = model(video, keep_indices=keep_indices.gather(1, places))
+            pairs = zip(outputs.layer_features, told.layers, strict=True)
+            losses += [torch.stack([distance(*common_tokens(*pair, places, 0)) for pair in pairs]).mean()]
+            losses[-1] += distance(outputs.pooled_feature, told.pooled)
+        found = loss_of(FluxUMT(model, [6, 3], 6), frozen, video, seeds)
+        torch.testing.assert_close(found, torch.stack(losses).mean(), **TOLERANCE)
+
+
 # The loss -------------------------------------------------------------------------------------------------------------
 
 
@@ -258,10 +278,10 @@ def test_a_distance_by_hand():
 @torch.no_grad()
 def test_the_loss_is_that_of_its_parts_computed_one_by_one():
     model, frozen = student().eval(), teacher()
-    objective = FluxUMT(model, frozen, [12, 6], layer_weight=0.5, pooled_weight=2.0, budget_weights=[1.0, 3.0])
+    objective = FluxUMT(model, [12, 6], 12, layer_weight=0.5, pooled_weight=2.0, budget_weights=[1.0, 3.0])
     video, seen = clips(), clips(seed=1)
-    found = objective(video, seen, torch.tensor([3, 4]))
-    told = frozen(seen, (4, 2, 2), not_asked)
+    told = frozen(seen, (4, 2, 2))
+    found = objective(video, told, torch.tensor([3, 4]))
     total = 0.0
     for weight, places in zip([1, 3], draw_subsets(told.weights, [12, 6], torch.tensor([3, 4])), strict=True):
         outputs = model(video, keep_indices=told.keep_indices.gather(1, places))
@@ -285,8 +305,8 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn():
     model.pooled_decoder = Same()
     torch.nn.init.zeros_(model.decoder_position_embeddings.table)
     # the subset is what the teacher kept: only then are features of one forward those of the other
-    assert FluxUMT(model, frozen, [12])(clips()).loss.item() == pytest.approx(0, abs=1e-5)
-    assert FluxUMT(model, frozen, [4])(clips()).loss.item() > 1e-3
+    assert loss_of(FluxUMT(model, [12], 12), frozen, clips()).item() == pytest.approx(0, abs=1e-5)
+    assert loss_of(FluxUMT(model, [4], 12), frozen, clips()).item() > 1e-3
 
 
 class Same(torch.nn.Module):
@@ -295,17 +315,17 @@ class Same(torch.nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("changes", "given", "message"),
+    ("given", "message"),
     [
-        ({"alignment_layers": [1]}, {}, r"\[1\] of the student and \[0, 1\]"),
-        ({}, {"budgets": [0]}, "budgets must be a whole number of at least 1, got 0"),
-        ({}, {"budget_weights": [1.0]}, r"one for each of \[2048, 1536, 1024\], got \[1.0\]"),
-        ({}, {"layer_weight": -1.0}, "layer_weight=-1.0"),
+        ({"budgets": [0]}, "budgets must be a whole number of at least 1, got 0"),
+        ({"teacher_tokens": 0}, "teacher_tokens must be a whole number of at least 1, got 0"),
+        ({"budget_weights": [1.0]}, r"one for each of \[2048, 1536, 1024\], got \[1.0\]"),
+        ({"layer_weight": -1.0}, "layer_weight=-1.0"),
     ],
 )
-def test_what_cannot_be_distilled_is_refused(changes, given, message):
+def test_what_cannot_be_distilled_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
-        FluxUMT(student(**changes), teacher(), **given)
+        FluxUMT(student(), **given)
 
 
 # The student ----------------------------------------------------------------------------------------------------------

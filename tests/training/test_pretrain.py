@@ -225,7 +225,7 @@ def test_flags_that_cannot_work_are_named(data, tmp_path, changes, message):
     ("changes", "message"),
     [
         ({"aligned_layers": 3}, "3 of 2 layers cannot be 1 apart"),
-        ({"teacher_layers": [1, 2, 3]}, r"\[0, 1\] of the student and \[1, 2, 3\]"),
+        ({"teacher_layers": [1, 2, 3]}, r"layers \[0, 1\] of the student and \[1, 2, 3\] of the teacher must be as many"),
         ({"budget_weights": [1.0]}, "one for each of"),
     ],
 )

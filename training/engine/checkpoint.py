@@ -15,7 +15,7 @@ import re
 import shutil
 import zipfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,6 @@ class TrainingState:
         engine: DeepSpeed's, where it trains: it saves and loads optimiser and weights in files of its own.
         fixed: What must not differ when resuming, for the run to be the same: batch sizes, seed, data. Plain values.
         extra: Further plain values to carry along, such as the clips that failed.
-        not_saved: Names of the objective's submodules that training leaves as they were loaded, such as a teacher: no
-            checkpoint holds them.
     """
 
     objective: nn.Module
@@ -83,7 +81,6 @@ class TrainingState:
     engine: Any = None
     fixed: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
-    not_saved: tuple[str, ...] = ()
 
 
 def _rank() -> int:
@@ -138,9 +135,8 @@ def collect(state: TrainingState) -> dict[str, Any]:
         weights, optimizer = state.objective.state_dict(keep_vars=True), None
         weights = {n: full_precision(w) if isinstance(w, nn.Parameter) else w for n, w in weights.items()}
         weights = {n: full_tensor(w).float() for n, w in weights.items()}
-    unsaved = tuple(f"{name}." for name in state.not_saved)
     return {
-        "objective": {name: weight for name, weight in weights.items() if not name.startswith(unsaved)},
+        "objective": weights,
         "optimizer": optimizer,
         "scheduler": {key: value for key, value in state.scheduler.state_dict().items() if key != "lr_lambdas"},
         "ema": None if state.ema is None else {n: full_tensor(a) for n, a in state.ema.averages.items()},
@@ -165,8 +161,7 @@ def restore(state: TrainingState, saved: dict[str, Any]) -> None:
     if (state.ema is None) != (saved["ema"] is None):
         raise ValueError("a moving average must be kept in both the checkpoint and this run, or in neither")
     if state.engine is None:
-        partly = replace(_FULL, strict=not state.not_saved)
-        set_model_state_dict(state.objective, saved["objective"], options=partly)
+        set_model_state_dict(state.objective, saved["objective"], options=_FULL)
         set_optimizer_state_dict(state.objective, state.optimizer, saved["optimizer"], options=_FULL)
     state.scheduler.load_state_dict({**state.scheduler.state_dict(), **saved["scheduler"]})
     if state.ema is not None:

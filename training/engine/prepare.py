@@ -113,7 +113,6 @@ def build_run(
     settings: RunArguments,
     num_sample: int,
     fixed: dict[str, Any],
-    not_saved: Sequence[str] = (),
 ) -> Run:
     """Optimiser, schedule and state of a task, prepared for the processes there are.
 
@@ -124,7 +123,7 @@ def build_run(
         optimization: How to train.
         settings: What happens between steps.
         num_sample: Copies of each clip in a batch, which count for the learning rate.
-        fixed, not_saved: As in `TrainingState`, beside what is known here.
+        fixed: As in `TrainingState`, beside what is known here.
 
     Raises:
         ValueError: an epoch with fewer batches than an optimiser step takes.
@@ -157,7 +156,6 @@ def build_run(
         scaler=accelerator.scaler,
         engine=wrapped if accelerator.distributed_type == DistributedType.DEEPSPEED else None,
         fixed={**known, **unchangeable(optimization), **fixed},
-        not_saved=tuple(not_saved),
     )
     trained = count_parameters(p for p in objective.parameters() if p.requires_grad)
     logger.info(f"{trained:,} of {count_parameters(objective.parameters()):,} parameters are trained")
