@@ -3,8 +3,8 @@
 
 Source: paper, section 3 and Table 14; InternVideo2's distillation, which it starts from. Where the paper is silent:
 the teacher's own embedding scores the tokens that it keeps; smaller student subsets lie within larger ones, for they
-are drawn at once; the loss is the mean over the budgets, so that its size does not depend on how many there are; of a clip
-with fewer patches than the teacher keeps, a single picture for one, students keep the same shares as of others.
+are drawn at once; the loss is the mean over the budgets, so that its size does not depend on how many there are; of a
+clip with fewer patches than the teacher keeps, such as a picture, students keep the same shares as of others.
 
 Shapes: B clips, K tokens that the teacher keeps, C of them that a student keeps, D' and P' the teacher's width and
 projection width.

@@ -44,6 +44,7 @@ def prepare(args: PretrainArguments, accelerator: Accelerator) -> Run:
             "teacher_tokens": teacher.token_budget,
             "student_budgets": objective.budgets,
             "shapes": shapes,
+            "cached_epochs": None if args.teacher.feature_cache is None else args.teacher.cached_epochs,
         },
     )
 
@@ -52,7 +53,8 @@ def inputs_of(args: PretrainArguments) -> list[str | None]:
     """The paths that the run reads."""
     data, model = args.data, args.model
     of_data = [data.data, data.validation_data, data.data_root, data.dataset_name, data.frame_cache]
-    return [*of_data, model.model_name_or_path, model.config_name, args.teacher.teacher, args.recipe]
+    of_teacher = [args.teacher.teacher, args.teacher.feature_cache]
+    return [*of_data, *of_teacher, model.model_name_or_path, model.config_name, args.recipe]
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:

@@ -31,6 +31,11 @@ class TeacherArguments:
     )
     teacher_dtype: str = flag("float32", "of its weights and products", ["float32", "bfloat16", "float16"])
     teacher_compile: bool = flag(False, "compile the teacher's layers")
+    teacher_sharded: bool = flag(False, "share out the teacher's weights among the processes (FSDP2)")
+    feature_cache: str | None = flag(None, "folder where the teacher's features are kept once computed")
+    cached_epochs: int = flag(
+        4, "with --feature_cache, these first epochs, their views and shapes, come again and again"
+    )
 
 
 @dataclass
@@ -67,4 +72,6 @@ def parse_pretraining(arguments: list[str] | None = None) -> PretrainArguments:
     check_run(args)
     if args.sampling.class_balanced:
         raise ValueError("--class_balanced needs labels, and pretraining reads none")
+    if args.teacher.feature_cache is not None and args.data.streaming:
+        raise ValueError("--feature_cache needs a list of clips, and a stream has none: leave out --streaming")
     return args

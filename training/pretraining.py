@@ -10,7 +10,9 @@ from typing import Any
 import datasets
 import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, CLIPVisionModel, SiglipVisionModel
 
@@ -29,12 +31,17 @@ from .data.reader import Clip
 from .data.sampling import ClipRequest
 from .data.sources import open_stream, spread
 from .data.targets import NoTargets
-from .distillation import DistillationOutput, FluxUMT
+from .distillation import FluxUMT
 from .engine.loop import Batches
+from .engine.optim import count_parameters
+from .feature_cache import FeatureCache, RepeatedEpochs, clips_digest, names_of, weights_digest
 from .inference.command import list_clips
 from .model import build_processor
 from .pretrain_arguments import DistillationArguments, PretrainArguments, TeacherArguments
 from .teachers import ImageTeacher, Teacher, TeacherFeatures, VideoTeacher, spread_layers
+
+
+logger = get_logger(__name__)
 
 
 # Models --------------------------------------------------------------------------------------------------------------
@@ -160,6 +167,41 @@ def read_clips(
     return spread(list_clips(args, labelled=False), args.max_train_samples), held_out
 
 
+def placed(teacher: Teacher, accelerator: Accelerator, sharded: bool) -> Teacher:
+    """The teacher on the device that trains: all of it, or a part on each process's where there are several."""
+    if sharded and accelerator.num_processes > 1:
+        mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+        teacher.shard(mesh)
+    else:
+        teacher.to(accelerator.device)
+    here = sum(getattr(p, "_local_tensor", p).numel() for p in teacher.parameters())
+    logger.info(f"{here:,} of the teacher's {count_parameters(teacher.parameters()):,} parameters are here")
+    return teacher
+
+
+def build_cache(
+    args: PretrainArguments,
+    clips: Sequence[Clip],
+    augment: ClipAugment,
+    processor: FluxViTVideoProcessor,
+    teacher: tuple[Teacher, Any],
+) -> FeatureCache | None:
+    """Of the teacher's features, if asked for; other models, clips or augmentations get another folder."""
+    if args.teacher.feature_cache is None:
+        return None
+    model, processors = teacher[0].model, (processor, teacher[1])
+    origin = {
+        "teacher": [model.config.to_json_string(), weights_digest(model), args.teacher.teacher_dtype],
+        "layers": list(teacher[0].layers),
+        "tokens": teacher[0].token_budget,
+        "normalisation": [[list(each.image_mean), list(each.image_std)] for each in processors],
+        "clips": clips_digest(clips),
+        "sampling_rule": args.sampling.sampling_rule,
+        "augmentation": [repr(augment.config), args.augmentation.augment_on_device],
+    }
+    return FeatureCache(args.teacher.feature_cache, origin)
+
+
 # The task ------------------------------------------------------------------------------------------------------------
 
 
@@ -173,6 +215,7 @@ class PretrainingTask(KeepsFailures):
     processor: FluxViTVideoProcessor
     teacher: Teacher
     teacher_processor: Any
+    cache: FeatureCache | None
     batches: Batches
     augment: ClipAugment
     held_out: Sequence[Clip]
@@ -183,12 +226,21 @@ class PretrainingTask(KeepsFailures):
         """The objective's loss of a batch; remembers what could not be read."""
         self.failures.add(batch["failures"])
         videos = on_device(batch, self.args.augmentation, self.augment, self.accelerator.device)
-        return self._forward(wrapped, videos, batch["seeds"]).loss
+        told = self.ask(videos) if self.cache is None else self.ask_once(videos, batch["seeds"])
+        return wrapped(videos, told, batch["seeds"]).loss
 
-    def _forward(self, wrapped: nn.Module, videos: Tensor, seeds: Tensor) -> DistillationOutput:
-        return wrapped(videos, self.told(videos), seeds)
+    def ask_once(self, videos: Tensor, seeds: Tensor) -> TeacherFeatures:
+        """As `ask`, or what the cache keeps of these views: of all processes or of none, where they ask together."""
+        views = names_of(seeds, videos.shape[1], videos.shape[-1])
+        told = self.cache.read(views)
+        missing = torch.tensor(int(told is None), device=videos.device)
+        if self.args.teacher.teacher_sharded:
+            missing = self.accelerator.reduce(missing, "sum")
+        if missing:
+            return self.cache.write(views, self.ask(videos))
+        return told.to(videos.device)
 
-    def told(self, videos: Tensor) -> TeacherFeatures:
+    def ask(self, videos: Tensor) -> TeacherFeatures:
         """What the teacher says of clips (B, T, 3, H, W), normalised for the student."""
         config, (frames, _, height, width) = self.config, videos.shape[1:]
         grid = (frames // config.tubelet_size, height // config.patch_size, width // config.patch_size)
@@ -227,7 +279,7 @@ class PretrainingTask(KeepsFailures):
         sums = torch.zeros(2 * len(budgets) + 1, dtype=torch.float64, device=self.accelerator.device)
         for batch in loader:
             videos = batch["pixel_values_videos"].to(self.accelerator.device)
-            found = self._forward(wrapped, videos, batch["seeds"])
+            found = wrapped(videos, self.ask(videos), batch["seeds"])
             shares = torch.cat([1 - found.layer_losses / 2, 1 - found.pooled_losses / 2, sums.new_ones(1)])
             sums += len(videos) * shares.double()
         sums = self.accelerator.reduce(sums, "sum")
@@ -257,13 +309,17 @@ def build_task(
     source = training if args.data.streaming else cached(training, args.data, accelerator)
     augment = build_augmentation(args.augmentation, processor)
     batches = build_batches(args, config, source, NoTargets(), augment, accelerator)
+    cache = build_cache(args, source, augment, processor, teacher)
+    if cache is not None:
+        batches.order = RepeatedEpochs(batches.order, args.teacher.cached_epochs)
     return PretrainingTask(
         args=args,
         accelerator=accelerator,
         config=config,
         processor=processor,
-        teacher=teacher[0].to(accelerator.device),
+        teacher=placed(teacher[0], accelerator, args.teacher.teacher_sharded),
         teacher_processor=teacher[1],
+        cache=cache,
         batches=batches,
         augment=augment,
         held_out=cached(held_out, args.data, accelerator),

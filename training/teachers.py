@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
 from transformers import PreTrainedModel
 
 from flux_hf.protocol import VideoTokenClassifier
@@ -44,6 +46,13 @@ class TeacherFeatures:
     weights: Tensor | None
     class_tokens: int = 0
     keep_indices: Tensor | None = None
+
+    def to(self, device: torch.device) -> "TeacherFeatures":
+        """The same on another device."""
+        layers = tuple(features.to(device, non_blocking=True) for features in self.layers)
+        weights = None if self.weights is None else self.weights.to(device)
+        keep_indices = None if self.keep_indices is None else self.keep_indices.to(device)
+        return TeacherFeatures(layers, self.pooled.to(device), weights, self.class_tokens, keep_indices)
 
     def at(self, keep_indices: Tensor) -> "TeacherFeatures":
         """Of all patches, without class tokens, those that are kept."""
@@ -85,6 +94,17 @@ class Teacher(nn.Module):
     def train(self, mode: bool = True) -> "Teacher":
         """Stays in evaluation mode."""
         return super().train(False)
+
+    def shard(self, mesh: DeviceMesh) -> "Teacher":
+        """Keeps a part of each layer's weights on each device (FSDP2), and puts them together while it runs.
+
+        Each call is a collective one then.
+        """
+        depth = self.model.config.num_hidden_layers
+        stacks = (module for module in self.model.modules() if isinstance(module, nn.ModuleList))
+        for layer in [layer for stack in stacks if len(stack) == depth for layer in stack]:
+            fully_shard(layer, mesh=mesh)
+        return fully_shard(self, mesh=mesh)
 
     def forward(self, pixels: Tensor, grid: Grid) -> TeacherFeatures:
         """Features of clips: of the tokens that it keeps, or of all where its patches are others than the student's.

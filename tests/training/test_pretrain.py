@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import datasets
 import pytest
@@ -29,13 +30,15 @@ from training.finetune import main as finetune
 from training.pretrain import main
 from training.pretrain_arguments import parse_pretraining
 from training.pretraining import build_student, load_teacher, renormalised
+from training.teachers import VideoTeacher
 
 
 MODULE = "training.pretrain"
 OWN_FLAGS = """
     model_name_or_path revision cache_dir attn_implementation config_name num_frames size drop_path_rate
     gradient_checkpointing torch_compile teacher teacher_tokens teacher_layers teacher_layer_interval teacher_dtype
-    teacher_compile student_budgets aligned_layers budget_weights layer_weight pooled_weight
+    teacher_compile teacher_sharded feature_cache cached_epochs
+    student_budgets aligned_layers budget_weights layer_weight pooled_weight
 """
 
 
@@ -141,6 +144,83 @@ def test_variants_follow_the_plain_run(data, pretrained, tmp_path, changes, tole
     assert losses(tmp_path / "out") == pytest.approx(losses(pretrained), abs=tolerance)
 
 
+def test_two_processes_share_a_teacher(data, tmp_path):
+    """Each holds half of it, and what it says is the same to the bit."""
+    same = {"max_train_steps": 3, "validation_data": data / "unlabelled_val.csv", "eval_steps": 3}
+    launch(pretraining(data, tmp_path / "whole", **same), processes=2, module=MODULE)
+    log = launch(pretraining(data, tmp_path / "shared", teacher_sharded=True, **same), processes=2, module=MODULE)
+    assert losses(tmp_path / "shared") == losses(tmp_path / "whole")
+    assert different(weights(tmp_path / "shared"), weights(tmp_path / "whole")) == []
+    [here, of_all] = re.search(r"([\d,]+) of the teacher's ([\d,]+) parameters are here", log).groups()
+    assert int(here.replace(",", "")) < 0.55 * int(of_all.replace(",", ""))
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """How often the teacher was asked."""
+    calls, forward = [], VideoTeacher.forward
+
+    def counting(self, *args):
+        calls.append(args)
+        return forward(self, *args)
+
+    monkeypatch.setattr(VideoTeacher, "forward", counting)
+    return calls
+
+
+def test_a_teachers_features_are_kept(data, pretrained, tmp_path, asked):
+    """Two epochs of 4 steps of 4 clips: asked once for each view, whatever the run goes on for and however often."""
+    kept = {"feature_cache": tmp_path / "kept", "cached_epochs": 2, "validation_data": None}
+    main(pretraining(data, tmp_path / "first", max_train_steps=16, **kept))
+    assert len(asked) == 8
+    files = sorted((tmp_path / "kept").glob("*/*/*.safetensors"))
+    assert len(files) == 32
+    assert losses(tmp_path / "first")[:3] == pytest.approx(losses(pretrained)[:3], abs=2e-3)  # in half precision
+    main(pretraining(data, tmp_path / "again", max_train_steps=16, **kept))
+    assert len(asked) == 8 and losses(tmp_path / "again") == losses(tmp_path / "first")
+    os.truncate(files[0], 100)
+    files[1].unlink()
+    main(pretraining(data, tmp_path / "mended", max_train_steps=16, **kept))
+    assert 9 <= len(asked) <= 10 and losses(tmp_path / "mended") == losses(tmp_path / "first")
+
+
+def test_features_are_those_of_what_they_depend_on(data, tmp_path, asked):
+    kept = {"feature_cache": tmp_path / "kept", "cached_epochs": 1, "validation_data": None, "max_train_steps": 1}
+    for number, changes in enumerate(
+        ({}, {"teacher_tokens": 12}, {"teacher_layers": [0, 1]}, {"horizontal_flip": 0.5}, {"max_train_samples": 12})
+    ):
+        main(pretraining(data, tmp_path / str(number), **kept, **changes))
+        assert len(asked) == number + 1
+    main(pretraining(data, tmp_path / "again", **kept, student_budgets=[8], pooled_weight=0.5))
+    assert len(asked) == number + 1  # what only the student knows
+
+
+def test_an_image_encoders_features_are_kept(data, tmp_path):
+    """All of them: which count is for the student's selector to say, again at each step."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    Dinov2Model(Dinov2Config(**sizes, image_size=16, patch_size=8)).save_pretrained(tmp_path / "teacher")
+    BitImageProcessor().save_pretrained(tmp_path / "teacher")
+    same = {"teacher": tmp_path / "teacher", "max_train_steps": 3, "validation_data": None}
+    main(pretraining(data, tmp_path / "plain", **same))
+    for name in ("first", "again"):
+        main(pretraining(data, tmp_path / name, feature_cache=tmp_path / "kept", **same))
+    assert losses(tmp_path / "again") == losses(tmp_path / "first")
+    assert losses(tmp_path / "first") == pytest.approx(losses(tmp_path / "plain"), abs=2e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_teacher_and_its_features(data, tmp_path):
+    """They ask together, though only one of them lacks a view."""
+    kept = {"feature_cache": tmp_path / "kept", "teacher_sharded": True, "cached_epochs": 1, "validation_data": None}
+    launch(pretraining(data, tmp_path / "first", **kept), processes=2, module=MODULE)
+    files = sorted((tmp_path / "kept").glob("*/*/*.safetensors"))
+    assert len(files) == 16
+    files[5].unlink()
+    launch(pretraining(data, tmp_path / "again", **kept), processes=2, module=MODULE)
+    assert files[5].exists() and losses(tmp_path / "again") == losses(tmp_path / "first")
+
+
 def test_a_stream_without_labels(data, tmp_path):
     names = (data / "unlabelled_train.csv").read_text().split()[1:]
     content = {"video": [{"path": None, "bytes": (data / name).read_bytes()} for name in names]}
@@ -211,6 +291,8 @@ def test_a_teacher_sees_the_clips_as_it_was_trained():
     [
         ({"teacher": None}, "--teacher must be given"),
         ({"class_balanced": True}, "--class_balanced needs labels"),
+        ({"feature_cache": "k", "streaming": True, "data": None, "dataset_name": "d"}, "--feature_cache needs a list"),
+        ({"cached_epochs": 0}, "--cached_epochs must be at least 1, got 0"),
         ({"student_budgets": [16, 0]}, "--student_budgets must be at least 1, got 0"),
         ({"layer_weight": -1}, "--layer_weight must be at least 0, got -1"),
         ({"config_name": None}, "--config_name"),
@@ -225,7 +307,7 @@ def test_flags_that_cannot_work_are_named(data, tmp_path, changes, message):
     ("changes", "message"),
     [
         ({"aligned_layers": 3}, "3 of 2 layers cannot be 1 apart"),
-        ({"teacher_layers": [1, 2, 3]}, r"layers \[0, 1\] of the student and \[1, 2, 3\] of the teacher must be as many"),
+        ({"teacher_layers": [1, 2, 3]}, r"\[0, 1\] of the student and \[1, 2, 3\] of the teacher must be as many"),
         ({"budget_weights": [1.0]}, "one for each of"),
     ],
 )
