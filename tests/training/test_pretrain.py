@@ -34,6 +34,7 @@ from training.teachers import VideoTeacher
 
 
 MODULE = "training.pretrain"
+STREAM = {"streaming": True, "data": None, "dataset_name": "set", "max_train_samples": 16, "split": "train"}
 OWN_FLAGS = """
     model_name_or_path revision cache_dir attn_implementation config_name num_frames size drop_path_rate
     gradient_checkpointing torch_compile teacher teacher_tokens teacher_layers teacher_layer_interval teacher_dtype
@@ -291,7 +292,7 @@ def test_a_teacher_sees_the_clips_as_it_was_trained():
     [
         ({"teacher": None}, "--teacher must be given"),
         ({"class_balanced": True}, "--class_balanced needs labels"),
-        ({"feature_cache": "k", "streaming": True, "data": None, "dataset_name": "d"}, "--feature_cache needs a list"),
+        ({**STREAM, "feature_cache": "kept"}, "--feature_cache needs a list of clips"),
         ({"cached_epochs": 0}, "--cached_epochs must be at least 1, got 0"),
         ({"student_budgets": [16, 0]}, "--student_budgets must be at least 1, got 0"),
         ({"layer_weight": -1}, "--layer_weight must be at least 0, got -1"),
