@@ -25,6 +25,7 @@ from .arguments import (
 )
 from .data.augment import ClipAugment
 from .data.augment_config import AUGMENT_PRESETS
+from .data.clip_table import are_pictures
 from .data.dataset import ClipDataset, collate
 from .data.failures import FailureLog
 from .data.frame_cache import cache_clips
@@ -67,6 +68,11 @@ def clip_shapes(args: SamplingArguments, config: PreTrainedConfig) -> list[ClipS
     return sampling.legal_shapes(config.patch_size, config.tubelet_size)
 
 
+def picture_shapes(shapes: Sequence[ClipShape], config: PreTrainedConfig) -> list[ClipShape]:
+    """Of pictures among videos: their sizes, and as few frames as can be."""
+    return [ClipShape(config.tubelet_size, size) for size in sorted({shape.size for shape in shapes})]
+
+
 def build_augmentation(args: AugmentationArguments, processor: FluxViTVideoProcessor) -> ClipAugment:
     """The clips' augmentation, with the processor's mean and deviation."""
     changes = {"mean": tuple(processor.image_mean), "std": tuple(processor.image_std)}
@@ -86,16 +92,19 @@ def build_batches(
     """Batches of listed or streamed clips, with shapes by `--sampling`; `--class_balanced` needs `ClassTargets`."""
     world, per_process = accelerator.num_processes, args.optimization.per_device_train_batch_size
     streamed = isinstance(source, datasets.IterableDataset)
+    shapes = clip_shapes(args.sampling, config)
     num_clips = args.data.max_train_samples if streamed else len(source)
     sampler = FluxBatchSampler(
         num_clips,
         per_process,
-        clip_shapes(args.sampling, config),
+        shapes,
         args.run.seed,
         accelerator.process_index,
         world,
         same_shape_on_all_ranks=not args.sampling.independent_shapes,
         clip_weights=class_shares(source, targets)[1].numpy() if args.sampling.class_balanced else None,
+        pictures=None if streamed else are_pictures(source),
+        picture_shapes=picture_shapes(shapes, config),
     )
     samples = {
         "targets": targets,

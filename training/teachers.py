@@ -135,6 +135,8 @@ class VideoTeacher(Teacher):
         covered = [size * count for size, count in zip(patch, grid, strict=True)]
         if covered == [pixels.shape[1], *pixels.shape[-2:]]:
             return self._on_its_own_tokens(pixels)
+        if pixels.shape[1] == 1:  # a picture stands still for as long as the teacher wants
+            pixels = pixels.expand(-1, config.tubelet_size, -1, -1, -1)
         if pixels.shape[1] % config.tubelet_size:
             raise ValueError(f"the teacher takes multiples of {config.tubelet_size} frames, got {pixels.shape[1]}")
         rows, columns = grid[1:]

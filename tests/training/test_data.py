@@ -18,10 +18,11 @@ import video_files
 from torch.utils.data import DataLoader
 
 from flux_hf.video_decoding import VideoDecodeError, decode_video, sample_frame_indices
+from training.data.clip_table import are_pictures
 from training.data.dataset import ClipDataset, collate
 from training.data.failures import FailureLog, TooManyFailedClips
 from training.data.frame_cache import cache_clips
-from training.data.reader import DatasetRow, FrameFolder, VideoFile, iter_frames
+from training.data.reader import DatasetRow, FrameFolder, Picture, VideoFile, iter_frames
 from training.data.sampling import ClipRequest, ClipShape, pick_frames
 from training.data.sources import label_names, open_stream, read_clips, stream_label_names
 from training.data.streaming import StreamingClips
@@ -303,6 +304,33 @@ def test_a_video_gives_the_frames_asked_for(folder):
     assert frames.dtype == torch.uint8
     expected, _ = decode_video(clip.path, [7, 0, 7, 3])
     assert torch.equal(frames, expected.permute(0, 3, 1, 2))
+
+
+def test_pictures_of_a_list_are_clips_of_one_frame(folder, tmp_path):
+    """Turned as the camera says, and read as often as asked; a damaged one is said to be."""
+    shutil.copy(folder / "videos/clip 01.mp4", tmp_path / "b.mp4")
+    turned = PIL.Image.fromarray(video_files.barcode_frame(5)[:, :64])
+    exif = turned.getexif()
+    exif[0x0112] = 6  # to be turned a quarter to the right
+    turned.save(tmp_path / "a.PNG", exif=exif)
+    (tmp_path / "c.jpg").write_bytes(b"nothing")
+    write_csv(tmp_path / "list.csv", [("path", "label"), ("a.PNG", "run"), ("b.mp4", "sit"), ("c.jpg", "sit")])
+    clips = read_clips(tmp_path / "list.csv")
+    assert are_pictures(clips).tolist() == [clip.is_picture for clip in clips] == [True, False, True]
+    assert clips[0] == Picture("a.PNG", "run", str(tmp_path / "a.PNG"))
+    frames = clips[0].read(lambda total: np.zeros(3, dtype=int) if total == 1 else None)
+    wanted = np.rot90(np.asarray(turned), -1)
+    assert (frames.permute(0, 2, 3, 1).numpy() == wanted).all() and len(frames) == 3
+    assert torch.cat(list(iter_frames(clips[0]))).shape[0] == 1
+    with pytest.raises(VideoDecodeError, match="c.jpg"):
+        clips[2].read(np.arange)
+    cached = cache_clips(clips, tmp_path / "cache")
+    assert are_pictures(cached).tolist() == [True, False, True]
+    assert torch.equal(cached[0].read(np.arange), frames[:1])
+    sample = ClipDataset(clips, ClassTargets({"run": 0, "sit": 1}), lambda frames, size, generator: frames)[
+        ClipRequest(0, 1, SIZE, 0)
+    ]
+    assert torch.equal(sample["pixel_values_videos"], frames[None, :1])
 
 
 def test_damaged_frame_folders(folder, tmp_path):

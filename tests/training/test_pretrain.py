@@ -3,8 +3,11 @@
 import json
 import os
 import re
+import shutil
 
 import datasets
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 from tiny import tiny_config
@@ -220,6 +223,25 @@ def test_two_processes_share_a_teacher_and_its_features(data, tmp_path):
     files[5].unlink()
     launch(pretraining(data, tmp_path / "again", **kept), processes=2, module=MODULE)
     assert files[5].exists() and losses(tmp_path / "again") == losses(tmp_path / "first")
+
+
+def test_pictures_among_videos(data, tmp_path, asked):
+    """Batches of 4 videos or of 4 pictures, these as single frames, of all whose patches the student keeps shares."""
+    folder = tmp_path / "clips"
+    shutil.copytree(data, folder)
+    names = []
+    for number in range(8):
+        noise = np.random.default_rng(number).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+        names.append(f"{number}.{'png' if number % 2 else 'JPG'}")
+        PIL.Image.fromarray(noise).save(folder / names[-1])
+    with open(folder / "unlabelled_train.csv", "a") as file:
+        file.write("\n".join([*names, ""]))
+    main(pretraining(folder, tmp_path / "plain", validation_data=None))
+    shapes = [tuple(pixels.shape[:2]) for pixels, _ in asked]
+    assert set(shapes) <= {(4, 1), (4, 4), (4, 6)} and shapes.count((4, 1)) == 2  # an epoch is 4 batches and 2
+    assert len(losses(tmp_path / "plain")) == 6
+    main(pretraining(folder, tmp_path / "cached", validation_data=None, frame_cache=tmp_path / "frames"))
+    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "plain"), abs=1e-5)
 
 
 def test_a_stream_without_labels(data, tmp_path):

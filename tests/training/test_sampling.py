@@ -1,5 +1,6 @@
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from flux_hf import sample_frame_indices
@@ -106,6 +107,39 @@ def test_step_generators_differ_by_each_argument():
     assert len({first(0, 0, 0, 0), first(1, 0, 0, 0), first(0, 1, 0, 0), first(0, 0, 1, 0), first(0, 0, 0, 1)}) == 5
 
 
+def among(num_clips, pictures, batch_size, *more, **changes):
+    """A sampler of videos with pictures among them."""
+    marked = np.isin(np.arange(num_clips), list(pictures))
+    shapes = [ClipShape(1, 224), ClipShape(1, 252)]
+    return FluxBatchSampler(num_clips, batch_size, SHAPES, *more, pictures=marked, picture_shapes=shapes, **changes)
+
+
+def test_pictures_are_in_batches_of_their_own():
+    pictures = set(range(5, 15))
+    sampler = among(31, pictures, 3, seed=2)
+    seen, kinds = [], []
+    for epoch in range(3):
+        found = batches(sampler, epoch)
+        assert len(found) == len(sampler) == 3 + 7
+        for batch in found:
+            indices = {request.index for request in batch}
+            assert indices <= pictures or not indices & pictures
+            [shape] = {(request.num_frames, request.size) for request in batch}
+            assert (shape in {(1, 224), (1, 252)}) == (indices <= pictures)
+            seen += [*indices]
+        kinds.append([batch[0].index in pictures for batch in found])
+        assert len(set(seen[-30:])) == 30  # none twice
+    assert kinds[0] != kinds[1] != kinds[2] and set(seen) == set(range(31))
+    parts = [batches(among(31, pictures, 1, 2, rank, 3), epoch=2) for rank in range(3)]
+    assert [sum(batch, []) for batch in zip(*parts, strict=True)] == batches(sampler, 2)
+    assert batches(sampler, 2, skip=4) == batches(sampler, 2)[4:]
+
+
+def test_pictures_alone():
+    assert len(batches(among(6, range(6), 3))) == 2
+    assert batches(among(26, [], 4)) == batches(FluxBatchSampler(26, 4, SHAPES))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -116,6 +150,9 @@ def test_step_generators_differ_by_each_argument():
         (lambda: FluxBatchSampler(8, 2, SHAPES, rank=2, world_size=2), "rank.*2"),
         (lambda: FluxBatchSampler(8, 0, SHAPES), "batch_size.*0"),
         (lambda: FluxBatchSampler(8, 2, []), "shapes"),
+        (lambda: among(8, [0], 2), "2 clips of one kind, but there are 1 pictures and 7 videos"),
+        (lambda: among(8, range(7), 2), "2 clips of one kind, but there are 7 pictures and 1 videos"),
+        (lambda: among(8, [0, 1], 2, clip_weights=np.ones(8)), "by weight where pictures are among them"),
     ],
 )
 def test_bad_arguments_are_named(call, message):

@@ -12,12 +12,12 @@ import numpy as np
 
 from flux_hf.checkpoint_files import BYTES
 
-from .reader import FRAME_TEMPLATE, Clip, FrameFolder, Label, VideoFile
+from .reader import FRAME_TEMPLATE, PICTURE_SUFFIXES, Clip, FrameFolder, Label, Picture, VideoFile
 
 
 @dataclass(frozen=True, eq=False)
 class ClipTable(Sequence[Clip]):
-    """Videos, or folders of frames, that a list names. A `Clip` is made when it is asked for.
+    """Videos and pictures, or folders of frames, that a list names. A `Clip` is made when it is asked for.
 
     A list of objects takes several times the memory, and again as much in each loader worker: to look at an object is
     to write its count of references, and so to copy the page of memory that it lies in.
@@ -47,6 +47,8 @@ class ClipTable(Sequence[Clip]):
         name = f"{path}#{self.repeats[row] + 1}" if len(self.repeats) and self.repeats[row] else path
         file = path if "://" in path else os.path.normpath(os.path.join(self.folder, path))
         if len(self.num_frames) == 0:
+            if is_picture_file(path):
+                return Picture(name, label, file)
             return VideoFile(name, label, file, **self._span(row))
         return FrameFolder(name, label, file, int(self.num_frames[row]), self.template)
 
@@ -67,6 +69,20 @@ class ClipTable(Sequence[Clip]):
 
     def _path(self, row: int) -> str:
         return self.text[self.ends[row] : self.ends[row + 1]].decode("utf-8", BYTES)
+
+
+def is_picture_file(path: str) -> bool:
+    """By the end of its name; what a URL ends in says nothing."""
+    return "://" not in path and os.path.splitext(path)[1].lower() in PICTURE_SUFFIXES
+
+
+def are_pictures(clips: Sequence[Clip]) -> np.ndarray:
+    """(clips,) bool."""
+    if not isinstance(clips, ClipTable):
+        return np.array([clip.is_picture for clip in clips], dtype=bool)
+    if len(clips.num_frames):
+        return np.zeros(len(clips), dtype=bool)
+    return np.array([is_picture_file(clips._path(row)) for row in clips.rows], dtype=bool)
 
 
 class TableBuilder:

@@ -41,10 +41,15 @@ class CachedClip(Clip):
 
     path: str
     rule: str = "kinetics"
+    picture: bool = False
 
     @property
     def sampling_rule(self) -> str:
         return self.rule
+
+    @property
+    def is_picture(self) -> bool:
+        return self.picture
 
     def read(self, sampler: FrameSampler) -> Tensor:
         try:
@@ -62,6 +67,11 @@ class FailedClip(Clip):
     """A clip that could not be read when it was to be cached: `read` says so."""
 
     reason: str
+    picture: bool = False
+
+    @property
+    def is_picture(self) -> bool:
+        return self.picture
 
     def read(self, sampler: FrameSampler) -> Tensor:
         raise VideoDecodeError(self.name, self.reason)
@@ -123,7 +133,7 @@ def _cache_clip(clip: Clip, directory: Path, short_side: int | None, max_frames:
     try:
         settings = [clip.identity(), short_side, max_frames]
     except READ_ERRORS as error:
-        return FailedClip(clip.name, clip.label, describe_failure(error))
+        return FailedClip(clip.name, clip.label, describe_failure(error), clip.is_picture)
     name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
     # In sub-folders: file systems are slow with a hundred thousand names in one.
     target = directory / name[:2] / f"{name}.npy"
@@ -134,11 +144,11 @@ def _cache_clip(clip: Clip, directory: Path, short_side: int | None, max_frames:
             with open(temporary, "wb") as file:
                 reason = _write_frames(file, single_threaded(clip), short_side, max_frames)
             if reason is not None:
-                return FailedClip(clip.name, clip.label, reason)
+                return FailedClip(clip.name, clip.label, reason, clip.is_picture)
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
-    return CachedClip(clip.name, clip.label, str(target), clip.sampling_rule)
+    return CachedClip(clip.name, clip.label, str(target), clip.sampling_rule, clip.is_picture)
 
 
 def _write_frames(file: BinaryIO, clip: Clip, short_side: int | None, max_frames: int | None) -> str | None:

@@ -1,5 +1,5 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
-"""Clips and how they are read: video files, folders of pictures, rows of `datasets` sets."""
+"""Clips and how they are read: video files, pictures, folders of pictures, rows of `datasets` sets."""
 
 import itertools
 import math
@@ -13,6 +13,7 @@ import datasets
 import fsspec
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import torch
 from torch import Tensor
 from transformers.video_utils import VideoMetadata
@@ -30,6 +31,7 @@ VIDEO_SUFFIXES = frozenset(
     {".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts"}
     | {".vob", ".webm", ".wmv"}
 )
+PICTURE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 CHUNK_FRAMES = 256  # read at once where a whole clip is wanted: a minute of 1080p would take 11 GB
 
 
@@ -49,6 +51,11 @@ class Clip:
     def sampling_rule(self) -> str:
         """Of `pick_frames`: how training takes frames from such clips."""
         return "kinetics"
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether it is a single picture, in which nothing moves."""
+        return False
 
     def read(self, sampler: FrameSampler) -> Tensor:
         """Reads the frames that `sampler(total_frames)` asks for, in any order, repeated at will.
@@ -125,6 +132,24 @@ class VideoFile(Clip):
     def identity(self) -> list:
         part = [] if self.start is None and self.end is None else [self.start, self.end]
         return [*file_identity(self.path), *part]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture(Clip):
+    """A picture file: a clip of one frame."""
+
+    path: str
+
+    @property
+    def is_picture(self) -> bool:
+        return True
+
+    def read(self, sampler: FrameSampler) -> Tensor:
+        frame = torch.from_numpy(_read_picture(self.path)).permute(2, 0, 1)
+        return frame[None][torch.from_numpy(chosen_frames(self.path, sampler, 1))]
+
+    def identity(self) -> list:
+        return file_identity(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,10 +280,10 @@ def chosen_frames(name: str, sampler: FrameSampler, total_frames: int) -> np.nda
 
 
 def _read_picture(path: str) -> np.ndarray:
-    """(H, W, 3) uint8 RGB."""
+    """(H, W, 3) uint8 RGB, turned as the camera says (EXIF)."""
     with open(path, "rb") as file:
         try:
-            return picture_levels(PIL.Image.open(file))
+            return picture_levels(PIL.ImageOps.exif_transpose(PIL.Image.open(file)))
         except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
             raise VideoDecodeError(path, str(error)) from error
 

@@ -99,7 +99,8 @@ class FluxBatchSampler(Sampler[list[ClipRequest]]):
 
     An epoch is a permutation of the clips cut into global batches of `world_size * batch_size`; process r takes the
     r-th part of each, so every number of processes with the same global batch sees the same clips at a step. Clips
-    that do not fill a last global batch wait for another epoch's permutation, as in the official code.
+    that do not fill a last global batch wait for another epoch's permutation, as in the official code. Pictures among
+    videos are in batches of their own, which come in any order.
 
     Args:
         num_clips: Clips of the set.
@@ -111,9 +112,12 @@ class FluxBatchSampler(Sampler[list[ClipRequest]]):
         clip_weights: How likely each clip is to be drawn, with replacement; a permutation if not given.
         same_shape_on_all_ranks: Whether all processes draw the same shape at a step, so that none waits for another;
             the official code draws independently.
+        pictures: Which clips are pictures; none if not given.
+        picture_shapes: What to draw from for these.
 
     Raises:
-        ValueError: a count below 1, a rank outside the world, or fewer clips than a global batch.
+        ValueError: a count below 1, a rank outside the world, fewer clips than a global batch, of pictures and videos
+            each, or weights beside pictures.
     """
 
     num_clips: int
@@ -124,6 +128,8 @@ class FluxBatchSampler(Sampler[list[ClipRequest]]):
     world_size: int = 1
     same_shape_on_all_ranks: bool = True
     clip_weights: np.ndarray | None = None
+    pictures: np.ndarray | None = None
+    picture_shapes: Sequence[ClipShape] = ()
 
     def __post_init__(self):
         as_count("batch_size", self.batch_size)
@@ -134,35 +140,52 @@ class FluxBatchSampler(Sampler[list[ClipRequest]]):
         global_batch = self.batch_size * self.world_size
         if self.num_clips < global_batch:
             raise ValueError(f"a global batch takes {global_batch} clips, but there are only {self.num_clips}")
+        kinds = [np.arange(self.num_clips)]
+        if self.pictures is not None and self.pictures.any():
+            kinds = [np.flatnonzero(~self.pictures), np.flatnonzero(self.pictures)]
+            if 0 < len(kinds[0]) < global_batch or len(kinds[1]) < global_batch:
+                counts = f"{len(kinds[1])} pictures and {len(kinds[0])} videos"
+                raise ValueError(f"a global batch takes {global_batch} clips of one kind, but there are {counts}")
+            if self.clip_weights is not None:
+                raise ValueError("clips cannot be drawn by weight where pictures are among them")
+        self._kinds = [(len(clips) // global_batch, clips) for clips in kinds]
         self.epoch, self.skipped = 0, 0
 
     def set_epoch(self, epoch: int, skip_batches: int = 0) -> None:
         """Chooses the epoch of the next iteration, which leaves out its first `skip_batches` (when resuming)."""
         self.epoch, self.skipped = epoch, skip_batches
 
-    def shape_of(self, epoch: int, step: int) -> ClipShape:
+    def shape_of(self, epoch: int, step: int, of_pictures: bool = False) -> ClipShape:
         """The shape of this process's batch at `step` of `epoch`."""
-        return draw_shape(self.shapes, self.seed, epoch, step, None if self.same_shape_on_all_ranks else self.rank)
+        shapes = self.picture_shapes if of_pictures else self.shapes
+        return draw_shape(shapes, self.seed, epoch, step, None if self.same_shape_on_all_ranks else self.rank)
 
     def __len__(self) -> int:
         """Batches of a whole epoch."""
-        return self.num_clips // (self.batch_size * self.world_size)
+        return sum(number for number, _ in self._kinds)
+
+    def _order(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """The clips of an epoch's global batches (batches, clips), and which of these are of pictures (batches,)."""
+        global_batch, parts = self.batch_size * self.world_size, []
+        if self.clip_weights is not None:
+            order = rng.choice(self.num_clips, self.num_clips, p=self.clip_weights / self.clip_weights.sum())
+            parts.append(order[: len(self) * global_batch])
+        else:
+            parts += [rng.permutation(clips)[: number * global_batch] for number, clips in self._kinds]
+        batches = np.concatenate(parts).reshape(-1, global_batch)
+        of_pictures = np.arange(len(batches)) >= self._kinds[0][0]
+        if len(self._kinds) > 1:
+            mixed = rng.permutation(len(batches))
+            batches, of_pictures = batches[mixed], of_pictures[mixed]
+        return batches, of_pictures
 
     def __iter__(self) -> Iterator[list[ClipRequest]]:
-        epoch = self.epoch
-        rng = np.random.default_rng([self.seed, epoch, _FOR_ORDER])
-        if self.clip_weights is None:
-            order = rng.permutation(self.num_clips)
-        else:
-            order = rng.choice(self.num_clips, self.num_clips, p=self.clip_weights / self.clip_weights.sum())
-        global_batch = self.batch_size * self.world_size
+        epoch, first = self.epoch, self.rank * self.batch_size
+        batches, of_pictures = self._order(np.random.default_rng([self.seed, epoch, _FOR_ORDER]))
         for step in range(self.skipped, len(self)):
-            start = step * global_batch + self.rank * self.batch_size
-            shape = self.shape_of(epoch, step)
-            yield [
-                ClipRequest(int(index), shape.num_frames, shape.size, epoch)
-                for index in order[start : start + self.batch_size]
-            ]
+            shape = self.shape_of(epoch, step, bool(of_pictures[step]))
+            mine = batches[step, first : first + self.batch_size]
+            yield [ClipRequest(int(index), shape.num_frames, shape.size, epoch) for index in mine]
 
 
 def step_generator(seed: int, epoch: int, step: int, rank: int) -> torch.Generator:

@@ -73,12 +73,12 @@ class Run:
         return [] if self.task.root is None else ["--data_root", str(self.task.root)]
 
 
-def launch(threads: int) -> list[str]:
+def launch(threads: int, module: str = "training.finetune") -> list[str]:
     """What `python -m` runs to train on the CPU by `accelerate launch`, before the training's flags."""
     words = (
         "accelerate.commands.launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no"
     )
-    return [*words.split(), "--num_cpu_threads_per_process", str(threads), "-m", "training.finetune"]
+    return [*words.split(), "--num_cpu_threads_per_process", str(threads), "-m", module]
 
 
 def call(command: Sequence[str], log: Path, threads: int) -> None:
@@ -128,13 +128,19 @@ def run_flags(run: Run, options: Options) -> dict[str, Any]:
 def train(run: Run, options: Options) -> None:
     """Trains through `training.finetune`, or goes on with training, unless it is done."""
     directory = run.directory(options.output_dir)
+    if not (directory / "all_results.json").exists():
+        train_by(run_flags(run, options), directory, options)
+
+
+def train_by(flags: dict[str, Any], directory: Path, options: Options, module: str = "training.finetune") -> None:
+    """Trains by these flags into a folder, or goes on with training, unless it is done."""
     if (directory / "all_results.json").exists():
         return
     directory.mkdir(parents=True, exist_ok=True)
     recipe = directory.with_suffix(".yaml")
-    write_text(recipe, yaml.safe_dump(run_flags(run, options), sort_keys=False))
+    write_text(recipe, yaml.safe_dump(flags, sort_keys=False))
     arguments = ["--recipe", str(recipe), "--output_dir", str(directory), "--resume_from_checkpoint", "latest"]
-    call([*launch(options.threads), *arguments], recipe.with_suffix(".log"), options.threads)
+    call([*launch(options.threads, module), *arguments], recipe.with_suffix(".log"), options.threads)
 
 
 def search(run: Run, options: Options) -> Plan:
