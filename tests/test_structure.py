@@ -20,7 +20,7 @@ FLOORS = (
     "training.data",
     "training.arguments training.pretrain_arguments training.teachers",
     "training.engine training.inference training.objectives training.distillation",
-    "training.model training.batches",
+    "training.model training.batches training.feature_cache",
     "training.classification training.pretraining",
     "training.finetune training.pretrain training.finetune_with_trainer training.evaluate training.predict "
     "training.optimize_tokens training.check_videos",

@@ -304,6 +304,27 @@ def test_a_study_that_is_not_finished_is_reported(tmp_path):
     assert "| Flux-Multi - fixed grid at equal compute, direct | +0.0 [+0.0, +0.0] |" in text
 
 
+def test_where_models_begin_is_compared_clip_by_clip(tmp_path):
+    """Over the seeds that both starts were run from, and of methods that both were."""
+    records = Records(tmp_path, {})
+    groups = {str(clip): str(clip) for clip in range(400)}
+    for start, share, seeds in (("scratch", 0.25, (0, 1)), ("distilled", 0.75, (1, 2)), ("made_up", 0.25, (0,))):
+        records.put_clips(f"set_{start}", groups)
+        for seed in seeds:
+            hits = [clip < share * 400 for clip in range(400)]
+            of_budgets = {budget: {"top1": share, "hits": pack(hits)} for budget in BUDGETS}
+            record = {"training": {"steps": 1, "clips": 1, "tera_multiply_adds": 1}}
+            records.put(f"set_{start}", "multi", seed, record | {way: of_budgets for way in ("direct", "to")})
+    table = report(records).split("## set: where models begin")[1].splitlines()
+    rows = [line for line in table if line.startswith("| Flux-Multi")]
+    assert [row.split(" | ")[0] for row in rows] == [
+        f"| Flux-Multi, {way}, from {start} - from scratch"
+        for start in ("the made-up clips' models", "students of a real teacher")
+        for way in ("direct", "TO")
+    ]
+    assert rows[0].count("+0.0 [+0.0, +0.0]") == 4 and rows[2].count("**+50.0 [") == 4
+
+
 def test_records_of_another_study_are_refused(tmp_path):
     def settings(*more):
         return settings_of(parse_arguments(["--output_dir", str(tmp_path), *more]))

@@ -7,9 +7,12 @@ import sys
 from collections import Counter
 
 import pytest
+import torch
 from training_runs import REPOSITORY
+from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
 from flux_hf import FluxViTForPreTraining
+from flux_hf.checkpoint_files import write_csv
 from training.pretrain_arguments import parse_pretraining
 from training.study import pretraining
 from training.study.design import BUDGETS, TOKENS
@@ -91,6 +94,32 @@ def test_all_of_it_runs_and_goes_on(tmp_path):
     assert student.config.teacher_hidden_size == student.config.hidden_size
     record = results / "labels_05" / "fixed_seed0.json"
     kept = json.loads(record.read_text())
+    record.unlink()
+    subprocess.run(command, check=True, cwd=REPOSITORY)
+    assert json.loads(record.read_text()) == kept
+
+
+@pytest.mark.slow
+def test_a_real_teacher(tmp_path):
+    """Clips of the right form as if they were real, and a tiny image encoder of random weights."""
+    clips = make_generator_task(tmp_path / "clips", (8, 8, 24)).folds[0].test
+    labels = ("even", "odd")
+    rows = [(str(clips.parent / row["path"]), labels[n % 2], str(n % 4)) for n, row in enumerate(read_rows(clips))]
+    write_csv(tmp_path / "set" / "split.csv", ("path", "label", "group"), rows)
+    torch.manual_seed(0)
+    config = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
+    Dinov2Model(config).save_pretrained(tmp_path / "teacher")
+    BitImageProcessor().save_pretrained(tmp_path / "teacher")
+    command = [sys.executable, "-m", "training.study.real_teacher", "--output_dir", str(tmp_path / "out"), "--quick"]
+    command += ["--teacher", str(tmp_path / "teacher"), "--real_data", str(tmp_path / "set"), "--seeds", "0"]
+    command += ["--unlabelled", str(tmp_path / "set"), "--jobs", "2"]
+    subprocess.run(command, check=True, cwd=REPOSITORY)
+    record = tmp_path / "out" / "results" / "set_distilled" / "multi_seed0.json"
+    kept = json.loads(record.read_text())
+    student = FluxViTForPreTraining.from_pretrained(tmp_path / "out" / "distilled" / "seed0")
+    assert student.config.teacher_hidden_size == 32
+    [log] = (tmp_path / "out" / "set_distilled" / "multi_seed0").glob("fold0.yaml")
+    assert f"model_name_or_path: {tmp_path}/out/distilled/seed0" in log.read_text()
     record.unlink()
     subprocess.run(command, check=True, cwd=REPOSITORY)
     assert json.loads(record.read_text()) == kept

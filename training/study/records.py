@@ -111,6 +111,14 @@ class Records:
             raise ValueError(f"{file} lists other clips than {len(groups)} of this study: give another folder")
         write_json(file, groups)
 
+    def sets(self) -> list[str]:
+        """The sets that are kept."""
+        return sorted(path.parent.name for path in self.directory.glob("*/clips.json"))
+
+    def has(self, name: str) -> bool:
+        """Whether a set is kept."""
+        return (self.directory / name / "clips.json").exists()
+
     def groups(self, name: str) -> list[str]:
         """The group of each test clip of a set."""
         return list(json.loads((self.directory / name / "clips.json").read_text(encoding="utf-8")).values())

@@ -14,6 +14,7 @@ from ..inference.report import drawing
 from .design import BASELINE, BUDGETS, METHODS, OWN_SELECTOR, SELECTORS, TOKENS, WAYS
 from .intervals import Difference, paired_difference
 from .records import Records, unpack
+from .tasks import STARTS
 
 
 class Cell(NamedTuple):
@@ -52,12 +53,19 @@ class Results:
         of_seeds = [self.runs[cell.method][seed][cell.way][str(cell.budget)]["hits"] for seed in seeds]
         return np.stack([unpack(text, len(self.groups)) for text in of_seeds])
 
-    def difference(self, ours: Cell, other: Cell) -> Difference | None:
-        """Over the seeds that both were run from; None where there is none or one was not measured."""
-        seeds = sorted(set(self.runs[ours.method]) & set(self.runs[other.method]))
-        if not seeds or not self.shares(ours) or not self.shares(other):
+    def difference(self, ours: Cell, other: Cell, results: "Results | None" = None) -> Difference | None:
+        """Over the seeds that both were run from; None where there is none or one was not measured.
+
+        Args:
+            ours: Of these results.
+            other: Likewise, or of `results`, of the same clips.
+            results: Where the other is from.
+        """
+        theirs = self if results is None else results
+        seeds = sorted(set(self.runs[ours.method]) & set(theirs.runs[other.method]))
+        if not seeds or not self.shares(ours) or not theirs.shares(other):
             return None
-        return paired_difference(self.hits(ours, seeds), self.hits(other, seeds), self.groups)
+        return paired_difference(self.hits(ours, seeds), theirs.hits(other, seeds), self.groups)
 
 
 def table(header: Sequence[str], rows: Iterator[Sequence[str]]) -> list[str]:
@@ -108,6 +116,27 @@ def part_rows(results: Results) -> Iterator[list[str]]:
         found = [results.difference(Cell(*ours, budget), Cell(*other, budget)) for budget in BUDGETS]
         if any(found):
             yield [title, *("" if difference is None else str(difference) for difference in found)]
+
+
+def start_rows(records: Records, name: str) -> Iterator[list[str]]:
+    """What it brings on a real set to begin elsewhere than from scratch."""
+    results = {start: Results(records, f"{name}_{start}") for start in STARTS if records.has(f"{name}_{start}")}
+    scratch = results.pop("scratch", None)
+    for start, others in results.items():
+        for method in others.methods if scratch is not None else []:
+            for way in ("direct", "to"):
+                found = [others.difference(Cell(method, way, b), Cell(method, way, b), scratch) for b in BUDGETS]
+                if any(found):
+                    yield [f"{METHODS[method]}, {WAYS[way]}, {STARTS[start]} - {STARTS['scratch']}", *map(str, found)]
+
+
+def start_markdown(records: Records) -> Iterator[str]:
+    """A table for each real set that models began on in several ways."""
+    names = {folder.rpartition("_scratch")[0] for folder in records.sets() if folder.endswith("_scratch")}
+    for name in sorted(names):
+        if rows := list(start_rows(records, name)):
+            lines = [f"## {name}: where models begin", "", "Differences in points, with 95 % intervals:", ""]
+            yield "\n".join([*lines, *table(["", *(f"{budget} tokens" for budget in BUDGETS)], iter(rows)), ""])
 
 
 def claim_lines(results: Results) -> Iterator[str]:
@@ -210,14 +239,14 @@ def draw_curves(path: Path, title: str, results: Results) -> None:
 def report(records: Records, encoder: str = "fluxvit") -> str:
     """Writes results.md and the plots of each data set beside the runs. Returns the text."""
     texts = []
-    for folder in sorted(path.parent for path in records.directory.glob("*/clips.json")):
-        results = Results(records, folder.name)
+    for name in records.sets():
+        results, folder = Results(records, name), records.directory / name
         if not results.methods:
             continue
         texts.append(set_markdown(results))
         draw_accuracies(folder / "accuracy.png", f"{results.name}, {encoder}", results)
         if all("curve" in run for runs in results.runs.values() for run in runs.values()):
             draw_curves(folder / "validation.png", f"{results.name}, {encoder}", results)
-    text = "\n".join(texts)
+    text = "\n".join([*texts, *start_markdown(records)])
     write_text(records.directory / "results.md", text)
     return text

@@ -106,6 +106,8 @@ def run_flags(run: Run, options: Options) -> dict[str, Any]:
     flags = method_flags(task, run.method, options)
     if task.made_up is not None:
         flags["model_name_or_path"] = str(run.start.directory(options.output_dir))
+    elif task.pretrained is not None:
+        flags["model_name_or_path"] = task.pretrained.format(seed=run.seed)
     else:
         flags["config_name"] = str(options.output_dir / "model_config.json")
     num_clips = len(read_rows(run.fold.train))

@@ -17,8 +17,12 @@ from .design import CLIPS
 from .motion_clips import write_motion_clips
 
 
-# Where the models of a real set's clips begin: the suffix of its task's name.
-STARTS = ("scratch", "made_up")
+# Where the models of a real set's clips begin: the suffix of its task's name. The last is that of `real_teacher.py`.
+STARTS = {
+    "scratch": "from scratch",
+    "made_up": "from the made-up clips' models",
+    "distilled": "from students of a real teacher",
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Task:
             clips of the other folds.
         root: Folder that the csv's paths are relative to; their own if not given.
         made_up: The task of the generator's clips, if models begin as those of the same method and seed there.
+        pretrained: Folder of the models that those of a seed begin as, "{seed}" in it standing for that.
         views: Flags of the evaluation.
         horizontal_flip: Probability in training.
     """
@@ -54,6 +59,7 @@ class Task:
     validation: Path | None = None
     root: Path | None = None
     made_up: "Task | None" = None
+    pretrained: str | None = None
     views: tuple[str, ...] = ()
     horizontal_flip: float = 0.0
 
@@ -84,7 +90,7 @@ def make_generator_task(output_dir: Path, num_clips: Sequence[int]) -> Task:
 def make_real_tasks(
     output_dir: Path, data_dir: Path, split_csv: str, num_folds: int, made_up: Task, max_clips: int | None = None
 ) -> list[Task]:
-    """Parts a real set's clips by groups, and lists them: a task for each of `STARTS`.
+    """Parts a real set's clips by groups, and lists them: tasks from scratch and from the made-up clips' models.
 
     Whole groups (column `group`: a sequence, a person) are tested together. Training mirrors clips unless a label names
     a side: "left" would become "right".
@@ -137,7 +143,7 @@ def make_real_tasks(
             views=("--num_crops", "3"),
             horizontal_flip=0.0 if sided else 0.5,
         )
-        for start in STARTS
+        for start in ("scratch", "made_up")
     ]
 
 
