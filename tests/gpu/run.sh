@@ -28,6 +28,7 @@ for dtype in float32 bfloat16; do
 done
 step budgets_bfloat16_tf32 "$python" tests/benchmarks/budgets.py --device cuda --dtype bfloat16 --batch_size 8 --tf32
 step training_memory "$python" tests/benchmarks/training_memory.py --device cuda --clips 8 --precisions bf16
+step pretrain_memory "$python" tests/benchmarks/pretrain_memory.py --device cuda --clips 16
 step budgets_compiled "$python" tests/benchmarks/budgets.py --device cuda --dtype bfloat16 --batch_size 8 --compile
 step flux_multi "$python" tests/benchmarks/flux_multi_step.py --device cuda --bf16 --batch_size 8
 step flux_multi_compiled "$python" tests/benchmarks/flux_multi_step.py --device cuda --bf16 --batch_size 8 --compile

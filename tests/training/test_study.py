@@ -329,7 +329,11 @@ def test_records_of_another_study_are_refused(tmp_path):
     def settings(*more):
         return settings_of(parse_arguments(["--output_dir", str(tmp_path), *more]))
 
+    with pytest.raises(ValueError, match="--share must be above 0, got 0.0"):
+        settings("--share", "0")
     Records(tmp_path, settings())
+    with pytest.raises(ValueError, match=r"\['share_of_steps'\]"):
+        Records(tmp_path, settings("--share", "2"))
     records = Records(tmp_path, settings("--seeds", "5", "--methods", "multi"))
     with pytest.raises(ValueError, match=r"\['num_clips'\]"):
         Records(tmp_path, settings("--num_clips", "8", "8", "8"))

@@ -66,10 +66,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--num_clips", nargs=3, type=count, default=list(NUM_CLIPS), help="of the generator: training, validation, test"
     )
+    parser.add_argument("--share", type=float, default=1.0, help="of the recipes' steps: 2 trains twice as long")
     parser.add_argument("--quick", action="store_true", help="all of it at a size that only tests the code")
     parser.add_argument("--report_only", action="store_true", help="only tables and plots of what was done")
     args = parser.parse_args(arguments)
-    args.share, args.max_clips = 1.0, None
+    args.max_clips = None
+    if not args.share > 0:
+        raise ValueError(f"--share must be above 0, got {args.share}")
     if args.quick:
         vars(args).update({**QUICK, "seeds": args.seeds or QUICK["seeds"]})
     args.seeds = list(range(5)) if args.seeds is None else list(args.seeds)
