@@ -19,6 +19,7 @@ from .pipelines import FluxViTVideoClassificationPipeline
 from .token_selection import TOKEN_SELECTORS, select_tokens
 from .video_decoding import VideoDecodeError, decode_video, sample_frame_indices
 from .video_processing_fluxvit import FluxViTVideoProcessor
+from .video_windows import VideoWindow, iter_windows
 from .visualization import visualize_kept_tokens
 
 
@@ -48,7 +49,9 @@ __all__ = [
     "FluxViTVideoClassificationPipeline",
     "FluxViTVideoProcessor",
     "VideoDecodeError",
+    "VideoWindow",
     "decode_video",
+    "iter_windows",
     "load_classifier",
     "load_processor",
     "sample_frame_indices",

@@ -105,7 +105,7 @@ def decode_unique_frames(
     """`decode_video` with each frame once: frames (U, H, W, 3), the position in them of each index (N,), metadata."""
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {list(BACKENDS)}, got {backend!r}")
-    num_threads = _threads(num_threads)
+    num_threads = threads_for(num_threads)
     file = open_source(source)
     stream = probe(file)
     _check_whole(file, stream, indices)
@@ -143,7 +143,7 @@ def iter_video_frames(
     Raises:
         As `decode_video`.
     """
-    num_threads = _threads(num_threads)
+    num_threads = threads_for(num_threads)
     file = open_source(source)
     stream = probe(file)
     _check_whole(file, stream, indices)
@@ -159,7 +159,7 @@ def iter_video_frames(
 
 def _chunks(file: MediaFile, frames: Iterator, wanted: np.ndarray | None, chunk_frames: int) -> Iterator[torch.Tensor]:
     """The frames at the sorted positions `wanted`, all if None, converted and stacked."""
-    convert, chunk, done, seen = _Converter(), [], 0, 0
+    convert, chunk, done, seen = Converter(), [], 0, 0
     for seen, frame in enumerate(frames, start=1):
         convert.see(frame)
         if wanted is not None and (done == len(wanted) or wanted[done] != seen - 1):
@@ -188,7 +188,7 @@ def _check_whole(file: MediaFile, stream: Stream, indices: Indices) -> None:
             raise file.error(*stream.damage[1:])
 
 
-def _threads(num_threads: int) -> int:
+def threads_for(num_threads: int) -> int:
     return 1 if num_threads == 0 and torch.utils.data.get_worker_info() is not None else num_threads
 
 
@@ -255,7 +255,7 @@ def _choose(file: MediaFile, stream: Stream, indices: Sequence[int] | np.ndarray
 # Pictures ------------------------------------------------------------------------------------------------------------
 
 
-class _Converter:
+class Converter:
     """Turns decoded frames into upright RGB (H, W, 3).
 
     Where the picture size changes inside the stream, all frames are brought to the size of its first, as FFmpeg does.
@@ -317,7 +317,7 @@ def _pick(frames: Iterator, wanted: np.ndarray, to_the_end: bool = False) -> tup
 
     None in place of the frames where the stream ends before the last of them. Stops there unless `to_the_end`.
     """
-    convert, out, done, seen = _Converter(), None, 0, 0
+    convert, out, done, seen = Converter(), None, 0, 0
     for seen, frame in enumerate(frames, start=1):
         convert.see(frame)
         if done == len(wanted) or seen - 1 < wanted[done]:

@@ -109,6 +109,8 @@ class Stream:
     cut_short: str | None = None  # what is missing at the end, as the container itself tells; None where nothing is
     packet_times: np.ndarray | None = None  # (packets,) in decoding order, time base units; where groups can be read
     key_packets: np.ndarray | None = None  # positions of the keyframes among them
+    timed: bool = True  # whether the container stores when a frame is shown
+    shown_seconds: float | None = None  # from the first frame to the end of the last one, as the packets tell
 
     def metadata(self, backend: str | None, indices: np.ndarray | None) -> VideoMetadata:
         return VideoMetadata(
@@ -185,6 +187,7 @@ def _scan(file: MediaFile, container, said: Said, seekable_format: bool) -> Stre
     codec = video.codec_context.codec.name
     groups = GroupChecker(codec, video.codec_context.extradata, "mov" in container.format.name)
     first, packets, discarded, empty, damage, last, name = None, 0, 0, 0, None, None, container.format.name
+    latest = None
     for packet in packets_of(file, container, video):
         if damage is None and (words := said.error(name, "libdav1d")):  # AV1's packets are parsed in its decoder's name
             damage = packets, words, seconds_of(last)
@@ -196,6 +199,8 @@ def _scan(file: MediaFile, container, said: Said, seekable_format: bool) -> Stre
             empty += packet.size == 1  # XviD writes such packets in place of frames that come later
             groups.add(packet)
             last = packet
+            if packet.pts is not None and not packet.is_discard and (latest is None or packet.pts > latest[0]):
+                latest = packet.pts, packet.duration or 0
     if first is None:
         raise file.error("no frame can be decoded")
     with file.open_bytes() as content:
@@ -207,6 +212,7 @@ def _scan(file: MediaFile, container, said: Said, seekable_format: bool) -> Stre
         duration = float(video.duration * video.time_base)
     else:
         duration = container.duration / import_decoder("av").time_base if container.duration else None
+    timed = container.format.name != "avi"
     known = codec in _ONE_FRAME_A_PACKET and (seekable_format or codec == "gif") and not groups.starts_late
     return Stream(
         width=first.width,
@@ -221,6 +227,10 @@ def _scan(file: MediaFile, container, said: Said, seekable_format: bool) -> Stre
         cut_short=cut_short,
         packet_times=None if fault else np.array(groups.times),
         key_packets=None if fault else np.array(groups.keys),
+        timed=timed,
+        shown_seconds=float((sum(latest) - first.pts) * video.time_base)
+        if timed and latest and first.pts is not None
+        else None,
     )
 
 
