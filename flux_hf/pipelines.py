@@ -5,6 +5,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from transformers import PreTrainedModel, VideoClassificationPipeline
 from .loading import following, is_plain, wrapped
 from .token_selection import as_count
 from .video_inputs import is_frame_list
+from .video_streams import VideoDecodeError
+from .video_windows import VideoWindow, iter_windows
 
 
 DEFAULT_DECODE_THREADS = 2
@@ -28,6 +31,7 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
     classify = pipeline("video-classification", model=path, pipeline_class=FluxViTVideoClassificationPipeline)
     classify("clip.mp4", token_budget=1024, top_k=3)  # [{"score": ..., "label": ...}, ...]
     classify(["a.mp4", "b.mp4"], num_clips=4, num_crops=3, batch_size=2)  # one such list a video
+    classify("hours.mp4", window=2.0, stride=1.0)  # [{"start": 0.0, "end": 2.0, "labels": [...]}, ...]
     ```
 
     A plain VideoMAE, V-JEPA 2 or ViViT model is wrapped (`FluxForVideoClassification.from_backbone`), and its processor
@@ -66,12 +70,16 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
             postprocess.pop("function_to_apply", None)
         return preprocess, forward, postprocess
 
-    def __call__(self, inputs: Any, **kwargs: Any) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+    def __call__(
+        self, inputs: Any, window: float | None = None, stride: float | None = None, **kwargs: Any
+    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
         """Labels one video or several.
 
         Args:
             inputs: A video: path, URL, bytes, file object, frames (T, H, W, 3) or (T, 3, H, W) as array or tensor, or a
                 list of PIL images. Or a list (or generator, or array with a leading batch axis) of videos.
+            window: Label each window of so many seconds of a video of any length, not the whole (`iter_windows`).
+            stride: Seconds from a window to the next; `window` if not given.
             token_budget: Tokens encoded of each view; the model's default if not given. If neither `num_frames` nor
                 `size` is, the clip is the one that the model's `token_plan` holds for exactly this budget, or the
                 default one if it holds none. Without a `token_budget` the clip is always the default one.
@@ -86,7 +94,8 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
             num_workers: Decoding threads.
 
         Returns:
-            `top_k` dicts of `label` and `score`, best first; a list of such lists for several videos.
+            `top_k` dicts of `label` and `score`, best first; a list of such lists for several videos. With `window` a
+            dict of `start`, `end` (seconds) and `labels` for each window; `iter_windows` gives them as they come.
 
         Raises:
             ValueError: an argument out of range; `VideoDecodeError`, one of these, for a video that cannot be decoded.
@@ -97,7 +106,74 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
             inputs = list(inputs)
         if isinstance(inputs, list) and not inputs:
             return []
+        if window is not None:
+            if isinstance(inputs, list) or (isinstance(inputs, Iterator) and not hasattr(inputs, "read")):
+                return [list(self.iter_windows(video, window, stride, **kwargs)) for video in inputs]
+            return list(self.iter_windows(inputs, window, stride, **kwargs))
+        if stride is not None:
+            raise ValueError(f"stride={stride} is for windows: give window too")
         return super().__call__(inputs, **kwargs)
+
+    def iter_windows(
+        self, video: Any, window: float, stride: float | None = None, batch_size: int = 1, **kwargs: Any
+    ) -> Iterator[dict[str, Any]]:
+        """Labels the windows of one video as they come: what is held in memory does not grow with its length.
+
+        Args:
+            video: A path, an http(s) URL, the bytes of a file, or a binary file object.
+            window, stride: In seconds, as in `flux_hf.iter_windows`; one window behind the other without a stride.
+            batch_size: Windows in a forward pass.
+            **kwargs: As in `__call__`, but `num_clips`, `backend` and `num_workers`.
+
+        Yields:
+            Dicts of `start` and `end` (seconds) and `labels`, the `top_k` dicts of a video.
+
+        Raises:
+            ValueError: an argument out of range, or one that is not for windows; `VideoDecodeError` as
+                `flux_hf.iter_windows`.
+        """
+        wrong = {"num_clips", "backend", "num_workers"} & {name for name in kwargs if kwargs[name] is not None}
+        if wrong:
+            raise ValueError(f"{sorted(wrong)} cannot be given with window")
+        preprocess, forward, postprocess = self._sanitize_parameters(**kwargs)
+        num_frames, views = self._shape_and_views(**{**self._preprocess_params, **preprocess})
+        views |= {"num_clips": 1, "do_sample_frames": False, "return_tensors": "pt"}
+        forward, postprocess = {**self._forward_params, **forward}, {**self._postprocess_params, **postprocess}
+        windows = iter_windows(video, window, window if stride is None else stride, num_frames)
+        return self._label_windows(windows, as_count("batch_size", batch_size), views, forward, postprocess)
+
+    def _label_windows(
+        self, windows: Iterator[VideoWindow], batch_size: int, views: dict, forward: dict, postprocess: dict
+    ) -> Iterator[dict[str, Any]]:
+        def prepare() -> tuple[VideoWindow, torch.Tensor] | None:
+            window = next(windows, None)
+            if window is None:
+                return None
+            prepared = self.video_processor(window.frames, **views).to(self.dtype)
+            return replace(window, frames=window.frames[:0]), prepared["pixel_values_videos"]
+
+        with ThreadPoolExecutor(1, thread_name_prefix="flux-decode") as pool:
+            waiting = deque(pool.submit(prepare) for _ in range(2 * batch_size))
+            damage = None
+            while damage is None:
+                batch = []
+                for _ in range(batch_size):
+                    waiting.append(pool.submit(prepare))
+                    try:
+                        batch.append(waiting.popleft().result())
+                    except VideoDecodeError as error:  # behind the windows that were there before it
+                        damage = error
+                        break
+                batch = [found for found in batch if found is not None]
+                if not batch:
+                    break
+                joined = {"pixel_values_videos": torch.cat([pixels for _, pixels in batch])}
+                logits = self.forward(joined, **forward)["logits"].split([len(pixels) for _, pixels in batch])
+                for (window, _), of_window in zip(batch, logits, strict=True):
+                    labels = self.postprocess({"logits": of_window}, **postprocess)
+                    yield {"start": window.start, "end": window.end, "labels": labels}
+            if damage is not None:
+                raise damage
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Saves the model and, unlike the stock pipeline, its video processor."""
@@ -108,15 +184,22 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
         self, video: Any, num_frames: int | None = None, token_budget: int | None = None, **views: Any
     ) -> dict[str, torch.Tensor]:
         """Decodes, samples and transforms one video into its views, (V, T, 3, H, W)."""
+        num_frames, views = self._shape_and_views(num_frames, token_budget, **views)
+        return self.video_processor(
+            video, num_frames=num_frames, do_sample_frames=True, return_tensors="pt", **views
+        ).to(self.dtype)
+
+    def _shape_and_views(
+        self, num_frames: int | None = None, token_budget: int | None = None, **views: Any
+    ) -> tuple[int, dict[str, Any]]:
+        """Frames of a view, and what the processor must know beside, by the token plan where neither is given."""
         if num_frames is None and "size" not in views:
             planned = (self.model.config.token_plan or {}).get(token_budget)
             if planned is not None:
                 num_frames, views["size"] = planned
         if num_frames is None:
             num_frames = getattr(self.video_processor, "num_frames", None) or self.model.config.num_frames
-        return self.video_processor(
-            video, num_frames=num_frames, do_sample_frames=True, return_tensors="pt", **views
-        ).to(self.dtype)
+        return num_frames, views
 
     def _forward(self, model_inputs: dict[str, torch.Tensor], **parameters: Any) -> dict[str, torch.Tensor]:
         # Only what postprocess needs: everything returned here is copied to the CPU.

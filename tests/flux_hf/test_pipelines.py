@@ -17,6 +17,7 @@ from flux_hf import (
     FluxViTVideoProcessor,
     VideoDecodeError,
     decode_video,
+    iter_windows,
 )
 
 
@@ -278,3 +279,61 @@ def test_some_real_clips_at_full_size(small_model, token_budget):
     results = classify(videos, token_budget=token_budget)
     assert [len(result) for result in results] == [5] * len(videos)
     assert all(0 < entry["score"] < 1 for result in results for entry in result)
+
+
+def test_windows_are_labelled_as_each_alone(classify, model, processor, clips):
+    """Whatever the batch; 31 frames at 25 a second are windows of 0.4 s, and a shorter last one."""
+    windows = list(iter_windows(clips[1], 0.4, 0.4, 8))
+    assert len(windows) == 4
+    for options in ({}, {"batch_size": 3}, {"batch_size": 9}):
+        found = classify(clips[1], window=0.4, token_budget=32, top_k=2, **options)
+        assert [(label["start"], label["end"]) for label in found] == [(w.start, w.end) for w in windows]
+        for label, window in zip(found, windows, strict=True):
+            with torch.no_grad():
+                inputs = processor(window.frames, do_sample_frames=False, return_tensors="pt")
+                scores = model(**inputs, token_budget=32).logits.softmax(-1)[0]
+            expected = {model.config.id2label[index]: score for index, score in enumerate(scores.tolist())}
+            assert_scores(label["labels"], expected, top_k=2)
+
+
+def test_windows_of_several_videos_and_views(classify, model, clips):
+    found = classify(clips[:2], window=0.4, stride=0.2, num_crops=3, num_frames=4, size=42)
+    assert [len(of_video) for of_video in found] == [3, 6]
+    assert classify(iter(clips[:2]), window=0.4, stride=0.2, num_crops=3, num_frames=4, size=42) == found
+    with open(clips[0], "rb") as file:
+        assert classify(file, window=0.4, stride=0.2, num_crops=3, num_frames=4, size=42) == found[0]
+    shown = []
+    hook = model.register_forward_pre_hook(
+        lambda _, args, kwargs: shown.append(tuple(kwargs["pixel_values_videos"].shape)), with_kwargs=True
+    )
+    classify(clips[0], window=0.4, num_crops=3, num_frames=4, size=42)
+    hook.remove()
+    assert shown == [(3, 4, 3, 42, 42)] * 2
+
+
+def test_windows_before_the_damage_are_labelled(classify, tmp_path):
+    data = encode("libx264", 75, container="matroska", options={"g": "5"})
+    (tmp_path / "cut.mkv").write_bytes(data[: len(data) * 2 // 3])
+    labels, windows = [], classify.iter_windows(str(tmp_path / "cut.mkv"), 0.2, batch_size=4)
+    with pytest.raises(VideoDecodeError, match=r"cut\.mkv"):
+        for found in windows:
+            labels.append(found)
+    whole = classify(data, window=0.2)
+    assert 4 <= len(labels) < len(whole)
+    for one, other in zip(labels, whole, strict=False):
+        assert (one["start"], one["end"]) == (other["start"], other["end"])
+        assert one["labels"][0]["score"] == pytest.approx(other["labels"][0]["score"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stride": 1.0}, "stride=1.0 is for windows: give window too"),
+        ({"window": 0.0}, "must be finite and above 0, got 0.0"),
+        ({"window": 1.0, "num_clips": 2}, r"\['num_clips'\] cannot be given with window"),
+        ({"window": 1.0, "batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_what_is_not_for_windows_is_refused(classify, clips, options, message):
+    with pytest.raises(ValueError, match=message):
+        classify(clips[0], **options)
