@@ -15,6 +15,7 @@ from .loading import load_classifier, load_processor
 from .modeling_flux import FluxForVideoClassification, FluxModel, FluxPreTrainedModel
 from .modeling_fluxvit import FluxViTForVideoClassification, FluxViTModel, FluxViTPreTrainedModel
 from .modeling_fluxvit_pretraining import FluxViTForPreTraining
+from .patch_grids import scatter_to_grid
 from .pipelines import FluxViTVideoClassificationPipeline
 from .token_selection import TOKEN_SELECTORS, select_tokens
 from .video_decoding import VideoDecodeError, decode_video, sample_frame_indices
@@ -55,6 +56,7 @@ __all__ = [
     "load_classifier",
     "load_processor",
     "sample_frame_indices",
+    "scatter_to_grid",
     "select_tokens",
     "visualize_kept_tokens",
 ]

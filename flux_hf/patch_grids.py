@@ -86,4 +86,34 @@ def place_patches(patches: Tensor, positions: Tensor | None, keep_indices: Tenso
     return kept if positions is None else kept + positions[0][keep_indices]
 
 
-__all__ = ["check_clip", "check_keep_indices", "place_patches", "resize_position_table"]
+def scatter_to_grid(
+    features: Tensor, keep_indices: Tensor, grid: Sequence[int], fill: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Features of kept patches, back at their places in the clip: for tasks that want a dense volume.
+
+    Args:
+        features: (B, K, D) of the kept patches, without class tokens: `last_hidden_state[:, 1:]` of FluxViT.
+        keep_indices: (B, K), the patches that these are, of the model's output.
+        grid: (T', h, w) of the clip: frames by tubelet, height and width by patch.
+        fill: What stands where no patch was kept.
+
+    Returns:
+        (B, T', h, w, D), and (B, T', h, w) bool: where a patch was kept.
+
+    Raises:
+        ValueError: features and indices of other numbers, or indices outside the grid.
+    """
+    if features.ndim != 3 or features.shape[:2] != keep_indices.shape:
+        shapes = f"{tuple(features.shape)} and {tuple(keep_indices.shape)}"
+        raise ValueError(f"features must be (batch, kept patches, width) and keep_indices alike, got {shapes}")
+    batch, _, width = features.shape
+    frames, rows, columns = grid
+    check_keep_indices(keep_indices, batch, frames * rows * columns)
+    places = keep_indices.long()
+    volume = features.new_full((batch, frames * rows * columns, width), fill)
+    volume = volume.scatter(1, places[..., None].expand(-1, -1, width), features)
+    kept = torch.zeros(volume.shape[:2], dtype=torch.bool, device=features.device).scatter(1, places, True)
+    return volume.unflatten(1, (frames, rows, columns)), kept.unflatten(1, (frames, rows, columns))
+
+
+__all__ = ["check_clip", "check_keep_indices", "place_patches", "resize_position_table", "scatter_to_grid"]
