@@ -55,6 +55,18 @@ def load_classifier(source: str | os.PathLike, **options: Any) -> PreTrainedMode
     return wrapped(source, **options)
 
 
+def load_encoder(source: str | os.PathLike, **options: Any) -> PreTrainedModel:
+    """An encoder with the four steps of `protocol.py`, without classifiers: a classifier's, or a pretrained student's.
+
+    Args and errors as `load_classifier`; a plain encoder is wrapped with the classifier it has.
+    """
+    hub = {name: options[name] for name in ("revision", "cache_dir", "token") if name in options}
+    config = AutoConfig.from_pretrained(source, **hub)
+    if config.model_type in ENCODERS:
+        return ENCODERS[config.model_type].from_pretrained(source, **options)
+    return wrapped(source, **options)
+
+
 def wrapped(source: str | os.PathLike | PreTrainedModel, **options: Any) -> FluxForVideoClassification:
     """`FluxForVideoClassification.from_backbone`, and says so."""
     model = FluxForVideoClassification.from_backbone(source, **options)
@@ -124,4 +136,13 @@ def following(settings: dict[str, Any], config: FluxConfig, **changes: Any) -> F
     return FluxViTVideoProcessor(**{**ours, **changes})
 
 
-__all__ = ["CLASSIFIERS", "ENCODERS", "following", "is_plain", "load_classifier", "load_processor", "wrapped"]
+__all__ = [
+    "CLASSIFIERS",
+    "ENCODERS",
+    "following",
+    "is_plain",
+    "load_classifier",
+    "load_encoder",
+    "load_processor",
+    "wrapped",
+]

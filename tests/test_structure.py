@@ -23,7 +23,7 @@ FLOORS = (
     "training.model training.batches training.feature_cache",
     "training.classification training.pretraining",
     "training.finetune training.pretrain training.finetune_with_trainer training.evaluate training.predict "
-    "training.optimize_tokens training.check_videos",
+    "training.extract_features training.optimize_tokens training.check_videos",
     "training.study",
 )
 # As in transformers, everything of the model stands in one file.

@@ -323,7 +323,7 @@ _COUNTS = (
     "num_frames size max_train_samples max_eval_samples frame_cache_short_side frame_cache_max_frames num_sample "
     "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps num_train_epochs "
     "max_train_steps checkpoints_total_limit num_clips num_crops logging_steps token_budgets frames sizes top_k "
-    "token_budget teacher_tokens student_budgets aligned_layers cached_epochs"
+    "token_budget teacher_tokens student_budgets aligned_layers cached_epochs clips_per_shard"
 )
 _SHARES = "max_failed_share mixup_prob mixup_switch_prob horizontal_flip label_smoothing lora_dropout drop_path_rate"
 _NOT_NEGATIVE = (

@@ -16,7 +16,6 @@ to have all clips labelled again.
 
 import os
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,15 +27,12 @@ from accelerate.utils import broadcast_object_list
 import flux_hf
 
 from .arguments import CheckpointArguments, LoaderArguments, ViewArguments, flag, parse_command
-from .data.reader import Clip, VideoFile
-from .data.sources import read_clips, spread, video_files
-from .inference.command import load_checkpoint, model_predictor
+from .data.reader import Clip
+from .data.sources import spread
+from .inference.command import SOURCES, find_clips, load_checkpoint, model_predictor
 from .inference.points import resolve_point
 from .inference.prediction import Predictions
 from .inference.unfinished import Done, UnfinishedCsv, identity_of
-
-
-TABLE_SUFFIXES = (".csv", ".txt", ".tsv")
 
 
 @dataclass
@@ -48,9 +44,6 @@ class PredictArguments(CheckpointArguments, LoaderArguments, ViewArguments):
     size: int | None = flag(None, "side of a view in pixels")
 
 
-SOURCES = "folders of clips, csv files with a column path, video files, URLs"
-
-
 def parse_arguments(arguments: list[str] | None = None) -> PredictArguments:
     """The flags. Raises ValueError where the csv could not be written in the end."""
     args = parse_command(PredictArguments, __doc__, arguments, sources=SOURCES)
@@ -59,27 +52,6 @@ def parse_arguments(arguments: list[str] | None = None) -> PredictArguments:
     if os.path.isdir(args.output):
         raise ValueError(f"--output must be a file, {args.output!r} is a folder")
     return args
-
-
-def find_clips(sources: Sequence[str]) -> Sequence[Clip]:
-    """The clips of folders (searched recursively), tables and files, in their order, each name once.
-
-    Raises:
-        ValueError: a folder without a video file, a malformed table, or a name that occurs twice.
-    """
-    parts: list[Sequence[Clip]] = []
-    for source in sources:
-        if os.path.isdir(source):
-            parts.append([VideoFile(str(path), None, str(path)) for path in video_files(Path(source))])
-        elif source.lower().endswith(TABLE_SUFFIXES):
-            parts.append(read_clips(source, labelled=False))
-        else:
-            parts.append([VideoFile(source, None, source)])
-    clips = parts[0] if len(parts) == 1 else [clip for part in parts for clip in part]  # a long table stays one
-    twice = [name for name, times in Counter(clip.name for clip in clips).items() if times > 1]
-    if twice:  # in two tables, or a file given twice
-        raise ValueError(f"every clip must have a name of its own, got {len(twice)} twice, the first {twice[0]!r}")
-    return clips
 
 
 def prediction_rows(clips: Sequence[Clip], predictions: Predictions, config: Any, top_k: int) -> Iterator[list]:

@@ -11,7 +11,7 @@ from flux_hf import VideoDecodeError
 from training.arguments import parse_arguments, read_recipe
 from training.data.frame_cache import cache_clips
 from training.data.sources import read_clips
-from training.predict import find_clips
+from training.inference.command import find_clips
 from training.study.motion_clips import write_video
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from evaluation_parts import direct_scores, tiny_model, tiny_processor, write_clips
 
+from training.inference.command import find_clips
 from training.inference.points import EvalPoint
-from training.predict import find_clips, main
+from training.predict import main
 
 
 @pytest.fixture(scope="module")

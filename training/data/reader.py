@@ -20,6 +20,7 @@ from transformers.video_utils import VideoMetadata
 
 from flux_hf.video_decoding import VideoDecodeError, decode_video, iter_video_frames
 from flux_hf.video_transforms import picture_levels
+from flux_hf.video_windows import VideoWindow, iter_windows
 
 
 Label = str | tuple[str, ...] | None
@@ -94,6 +95,14 @@ class Clip:
             if start + chunk_frames >= len(chosen):
                 return
 
+    def windows(self, seconds: float, stride: float, num_frames: int) -> Iterator[VideoWindow]:
+        """Its windows, as `flux_hf.iter_windows`.
+
+        Raises:
+            VideoDecodeError: also where it has no times: folders of frames, cached frames, parts of videos.
+        """
+        raise VideoDecodeError(self.name, f"a {type(self).__name__} has no windows: give the video itself")
+
     def identity(self) -> list:
         """What tells this clip's content from another's, for names of cached files. Raises OSError if it is gone."""
         raise NotImplementedError
@@ -121,6 +130,11 @@ class VideoFile(Clip):
             indices = partial(self._chosen, sampler or np.arange)
         for frames in iter_video_frames(self.path, indices, chunk_frames, self.num_threads):
             yield frames.permute(0, 3, 1, 2)
+
+    def windows(self, seconds: float, stride: float, num_frames: int) -> Iterator[VideoWindow]:
+        if self.start is not None or self.end is not None:
+            raise VideoDecodeError(self.name, "a part of a video has no windows: give the video itself")
+        yield from iter_windows(self.path, seconds, stride, num_frames, num_threads=self.num_threads)
 
     def _chosen(self, sampler: FrameSampler, metadata: VideoMetadata) -> np.ndarray:
         """What the sampler asks for, of the part's frames, as indices into the whole."""
@@ -200,6 +214,13 @@ class DatasetRow(Clip):
         source, path = _source_of(self.dataset[self.row][self.column])
         try:
             yield from _decode_chunks(source, sampler, chunk_frames, self.num_threads)
+        except VideoDecodeError as error:
+            raise VideoDecodeError(path or error.source, error.reason) from error
+
+    def windows(self, seconds: float, stride: float, num_frames: int) -> Iterator[VideoWindow]:
+        source, path = _source_of(self.dataset[self.row][self.column])
+        try:
+            yield from iter_windows(source, seconds, stride, num_frames, num_threads=self.num_threads)
         except VideoDecodeError as error:
             raise VideoDecodeError(path or error.source, error.reason) from error
 

@@ -1,8 +1,11 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
 """What the evaluating commands share: loading, the description of a run, tables."""
 
+import os
 import platform
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import accelerate
@@ -17,10 +20,14 @@ from flux_hf.protocol import VideoTokenClassifier, logits_at_budgets
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
 from ..arguments import CheckpointArguments, InferenceArguments, SourceArguments, ViewArguments
-from ..data.reader import Clip
-from ..data.sources import read_clips
+from ..data.reader import Clip, VideoFile
+from ..data.sources import read_clips, video_files
 from ..data.targets import MULTI_LABEL
 from .prediction import Predictions, Predictor
+
+
+SOURCES = "folders of clips, csv files with a column path, video files, URLs"
+TABLE_SUFFIXES = (".csv", ".txt", ".tsv")
 
 
 def load_checkpoint(
@@ -66,6 +73,27 @@ def list_clips(args: SourceArguments, labelled: bool = True) -> Sequence[Clip]:
         multi_label=args.multi_label,
         **args.set_options(),
     )
+
+
+def find_clips(sources: Sequence[str]) -> Sequence[Clip]:
+    """The clips of folders (searched recursively), tables and files, in their order, each name once.
+
+    Raises:
+        ValueError: a folder without a video file, a malformed table, or a name that occurs twice.
+    """
+    parts: list[Sequence[Clip]] = []
+    for source in sources:
+        if os.path.isdir(source):
+            parts.append([VideoFile(str(path), None, str(path)) for path in video_files(Path(source))])
+        elif source.lower().endswith(TABLE_SUFFIXES):
+            parts.append(read_clips(source, labelled=False))
+        else:
+            parts.append([VideoFile(source, None, source)])
+    clips = parts[0] if len(parts) == 1 else [clip for part in parts for clip in part]  # a long table stays one
+    twice = [name for name, times in Counter(clip.name for clip in clips).items() if times > 1]
+    if twice:  # in two tables, or a file given twice
+        raise ValueError(f"every clip must have a name of its own, got {len(twice)} twice, the first {twice[0]!r}")
+    return clips
 
 
 def describe_run(args: InferenceArguments, accelerator: Accelerator, predictions: Predictions) -> dict[str, Any]:

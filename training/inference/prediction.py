@@ -84,35 +84,37 @@ class _ViewDataset(Dataset):
         pixels, positions = {}, {}
         for size, counts in self.frame_counts.items():
             shown = _union(chosen[count] for count in counts)
-            pixels[size] = self._crops(frames[torch.from_numpy(np.searchsorted(wanted, shown))], size)
+            seen = frames[torch.from_numpy(np.searchsorted(wanted, shown))]
+            pixels[size] = square_crops(self.processor, seen, size, self.num_crops)
             for count in counts:
                 positions[ClipShape(count, size)] = np.searchsorted(shown, chosen[count])
         return _ClipViews(pixels, positions)
 
-    def _crops(self, frames: Tensor, size: int) -> Tensor:
-        """(U, 3, H, W) -> (num_crops, U, 3, size, size), both uint8: a resize of whole levels gives whole levels."""
-        crops = self.processor(
-            frames,
-            size=size,
-            num_clips=1,
-            num_crops=self.num_crops,
-            do_sample_frames=False,
-            do_resize=True,
-            do_center_crop=True,
-            keep_aspect_ratio=False,
-            do_rescale=False,
-            do_normalize=False,
-            input_data_format="channels_first",
-            return_tensors="pt",
-        )
-        return crops["pixel_values_videos"].to(torch.uint8)
+
+def square_crops(processor: FluxViTVideoProcessor, frames: Tensor, size: int, num_crops: int) -> Tensor:
+    """(U, 3, H, W) -> (num_crops, U, 3, size, size), both uint8: a resize of whole levels gives whole levels."""
+    crops = processor(
+        frames,
+        size=size,
+        num_clips=1,
+        num_crops=num_crops,
+        do_sample_frames=False,
+        do_resize=True,
+        do_center_crop=True,
+        keep_aspect_ratio=False,
+        do_rescale=False,
+        do_normalize=False,
+        input_data_format="channels_first",
+        return_tensors="pt",
+    )
+    return crops["pixel_values_videos"].to(torch.uint8)
 
 
 def _union(indices) -> np.ndarray:
     return np.unique(np.concatenate([part.reshape(-1) for part in indices]))
 
 
-def _normalize(videos: Tensor, processor: FluxViTVideoProcessor) -> Tensor:
+def normalize(videos: Tensor, processor: FluxViTVideoProcessor) -> Tensor:
     """(B, T, 3, S, S) uint8 -> what the processor gives the model for them, float32, on the same device."""
     values = processor(
         videos,
@@ -263,20 +265,20 @@ class Predictor:
         for shape, members in of_shape.items():
             blank = (num_views, shape.num_frames, 3, shape.size, shape.size)
             views = [
-                _pick_views(crops[shape.size], clip.positions[shape])
+                pick_views(crops[shape.size], clip.positions[shape])
                 if crops
                 else torch.zeros(blank, dtype=torch.uint8, device=device)
                 for clip, crops in zip(batch, pixels, strict=True)
             ]
             for part in torch.cat(views).split(self.views.per_device_eval_batch_size):
                 budgets = [points[index].token_budget for index in members]
-                for index, logits in zip(members, self.forward(_normalize(part, self.processor), budgets), strict=True):
+                for index, logits in zip(members, self.forward(normalize(part, self.processor), budgets), strict=True):
                     logits = logits.float()
                     scores[index].append(logits.sigmoid() if self.multi_label else logits.softmax(-1))
         return torch.stack([torch.cat(parts).unflatten(0, (-1, num_views)).mean(1) for parts in scores]).cpu()
 
 
-def _pick_views(crops: Tensor, positions: np.ndarray) -> Tensor:
+def pick_views(crops: Tensor, positions: np.ndarray) -> Tensor:
     """(num_crops, U, 3, S, S), (num_clips, T) -> (num_clips * num_crops, T, 3, S, S), clips outer, crops inner."""
     return crops[:, torch.from_numpy(positions).to(crops.device)].transpose(0, 1).flatten(0, 1)
 

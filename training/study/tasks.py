@@ -101,7 +101,7 @@ def make_real_tasks(
         split_csv: Its table: path,label,group.
         num_folds: Parts.
         made_up: The task of the generator's clips.
-        max_clips: Take only so many, evenly spread over the table, for a short try.
+        max_clips: Take only so many, evenly spread over the table, of labels in several parts: for a short try.
 
     Raises:
         ValueError: a column is missing, or the groups cannot be parted so that every label is in all training parts.
@@ -114,6 +114,11 @@ def make_real_tasks(
     if max_clips is not None and max_clips < len(rows):
         rows = [rows[index * len(rows) // max_clips] for index in range(max_clips)]
     part_of = part_groups([row["group"] for row in rows], num_folds)
+    if max_clips is not None:  # of so few clips some labels are in one part alone
+        parts_of: dict[str, set[int]] = {}
+        for row in rows:
+            parts_of.setdefault(row["label"], set()).add(part_of[row["group"]])
+        rows = [row for row in rows if len(parts_of[row["label"]]) > 1]
     labels = {row["label"] for row in rows}
     name = data_dir.resolve().name
     directory = output_dir / name

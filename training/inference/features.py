@@ -1,0 +1,140 @@
+# Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
+"""Features of parts of videos, and the shards that hold them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from torch import Tensor
+
+from flux_hf.checkpoint_files import replacing, write_csv, write_text
+from flux_hf.patch_grids import scatter_to_grid
+
+from .parts import Part
+from .points import EvalPoint
+
+
+KINDS = ("pooled", "time", "tokens")
+SHARD = "features-{:06}.parquet"
+FAILURES = "failures-{:06}.csv"
+
+
+@dataclass(frozen=True)
+class FeatureMaker:
+    """An encoder's features of clips.
+
+    Args:
+        model: With the four steps of `flux_hf/protocol.py`, on its device.
+        point: How clips are shown.
+        kind: "pooled", one vector (P,); "time", the mean of the kept patches of each time step (T', D), NaN where none
+            was kept; "tokens", all kept patches at their places (T', h, w, D), NaN where none was.
+        layer: Whose output, counted from 0; the last one's, behind the last norm where there is one, if not given.
+            Not of "pooled".
+    """
+
+    model: Any
+    point: EvalPoint
+    kind: str
+    layer: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the features of one part."""
+        config = self.model.config
+        if self.kind == "pooled":
+            return (config.projection_dim,)
+        frames, side = self.point.num_frames // config.tubelet_size, self.point.size // config.patch_size
+        return (frames, config.hidden_size) if self.kind == "time" else (frames, side, side, config.hidden_size)
+
+    @torch.no_grad()
+    def __call__(self, videos: Tensor) -> Tensor:
+        """(B, T, 3, S, S), normalised -> (B, *shape) float32."""
+        patches, grid = self.model.embed(videos)
+        budget = self.model.config.token_budget if self.point.token_budget is None else self.point.token_budget
+        [keep_indices] = self.model.select(patches, [budget])
+        layers = [] if self.layer is None else [self.layer]
+        hidden_states, states = self.model.encode(patches, grid, keep_indices, layers)
+        if self.kind == "pooled":
+            head = self.model.resolve_head(keep_indices.shape[1])
+            return self.model.pool(hidden_states, head)[0].float()
+        states = states[0] if states else hidden_states
+        tokens = states[:, states.shape[1] - keep_indices.shape[1] :].float()
+        frames, side = self.point.num_frames // self.model.config.tubelet_size, self.point.size
+        side //= self.model.config.patch_size
+        volume, _ = scatter_to_grid(tokens, keep_indices, (frames, side, side), fill=torch.nan)
+        return volume if self.kind == "tokens" else volume.flatten(2, 3).nanmean(2)
+
+
+class Shards:
+    """A folder of shards, one of each unit, each written whole or not at all.
+
+    `datasets.load_dataset("parquet", data_files="FOLDER/*.parquet")` reads them: columns video, start, end, vector.
+
+    Args:
+        directory: The folder.
+        origin: What the features depend on: plain values.
+        shape: Of a part's features.
+        dtype: "float16" or "float32".
+
+    Raises:
+        ValueError: the folder holds features of another origin.
+    """
+
+    def __init__(self, directory: Path, origin: dict[str, Any], shape: Sequence[int], dtype: str):
+        self.directory, self.origin, self.dtype = directory, json.dumps(origin, indent=2, sort_keys=True) + "\n", dtype
+        file = directory / "origin.json"
+        if file.exists() and file.read_text(encoding="utf-8") != self.origin:
+            kept = json.loads(file.read_text(encoding="utf-8"))
+            other = sorted(name for name in {*kept, *origin} if kept.get(name) != origin.get(name))
+            raise ValueError(f"{directory} holds features that were made otherwise ({', '.join(other)}): give another")
+        value = datasets.Value(dtype)
+        arrays = {2: datasets.Array2D, 4: datasets.Array4D}
+        of_part = datasets.List(value, shape[0]) if len(shape) == 1 else arrays[len(shape)](tuple(shape), dtype)
+        self.features = datasets.Features(
+            video=datasets.Value("string"),
+            start=datasets.Value("float64"),
+            end=datasets.Value("float64"),
+            vector=of_part,
+        )
+
+    def prepare(self) -> None:
+        """Makes the folder; one process does."""
+        write_text(self.directory / "origin.json", self.origin)
+
+    def is_done(self, unit: int) -> bool:
+        """Whether a unit's shard is there."""
+        return (self.directory / SHARD.format(unit)).exists()
+
+    def write(self, unit: int, parts: Sequence[Part], features: Tensor) -> None:
+        """Writes a unit's shard.
+
+        Args:
+            unit: Its number.
+            parts: All of it.
+            features: (n, ...) of the n that could be read.
+        """
+        read = [part for part in parts if not part.error]
+        failed = [(part.name, part.error) for part in parts if part.error]
+        if failed:  # before the shard, which says that the unit is done
+            write_csv(self.directory / FAILURES.format(unit), ("video", "error"), failed)
+        columns = {
+            "video": [part.name for part in read],
+            "start": [part.start for part in read],
+            "end": [part.end for part in read],
+            "vector": list(features.to(getattr(torch, self.dtype)).numpy()),
+        }
+        rows = datasets.Dataset.from_dict(columns, features=self.features)
+        with replacing(self.directory / SHARD.format(unit)) as temporary:
+            rows.to_parquet(temporary)
+
+    def failures(self) -> list[tuple[str, str]]:
+        """(video, error) of what could not be read, in the order of the units."""
+        return [
+            tuple(row)
+            for file in sorted(self.directory.glob("failures-*.csv"))
+            for row in datasets.Dataset.from_csv(str(file)).to_pandas().itertuples(index=False)
+        ]
