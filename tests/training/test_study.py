@@ -100,6 +100,15 @@ def test_sides_are_not_mirrored_and_a_try_takes_some_clips(tmp_path):
         assert task.horizontal_flip == 0.0 and len(task.groups) == 9
 
 
+def test_a_try_leaves_out_labels_of_one_part(tmp_path):
+    """All of them must be trained on; the whole set with such a label is refused."""
+    rows = [*rows_of("abcd"), {"path": "x", "label": "rare", "group": "a"}]
+    write_table(tmp_path / "set", rows)
+    made_up = make_generator_task(tmp_path / "out", (8, 8, 8))
+    task, _ = make_real_tasks(tmp_path / "out", tmp_path / "set", "split.csv", 2, made_up, max_clips=len(rows))
+    assert set(task.groups) == {row["path"] for row in rows[:-1]}
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -115,10 +115,7 @@ def make_real_tasks(
         rows = [rows[index * len(rows) // max_clips] for index in range(max_clips)]
     part_of = part_groups([row["group"] for row in rows], num_folds)
     if max_clips is not None:  # of so few clips some labels are in one part alone
-        parts_of: dict[str, set[int]] = {}
-        for row in rows:
-            parts_of.setdefault(row["label"], set()).add(part_of[row["group"]])
-        rows = [row for row in rows if len(parts_of[row["label"]]) > 1]
+        rows = of_labels_in_several_parts(rows, part_of)
     labels = {row["label"] for row in rows}
     name = data_dir.resolve().name
     directory = output_dir / name
@@ -150,6 +147,14 @@ def make_real_tasks(
         )
         for start in ("scratch", "made_up")
     ]
+
+
+def of_labels_in_several_parts(rows: Sequence[dict[str, str]], part_of: dict[str, int]) -> list[dict[str, str]]:
+    """The rows whose label is in more than one part; `part_of`: group -> part."""
+    parts: dict[str, set[int]] = {}
+    for row in rows:
+        parts.setdefault(row["label"], set()).add(part_of[row["group"]])
+    return [row for row in rows if len(parts[row["label"]]) > 1]
 
 
 def part_groups(groups: Sequence[str], num_parts: int) -> dict[str, int]:
