@@ -2,6 +2,7 @@
 """Pretraining as a task of the training engine: unlabelled clips in, a frozen teacher's features learnt at budgets."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -255,10 +256,7 @@ class PretrainingTask(KeepsFailures):
         """
         if not self.held_out:
             return {}
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        shape = (self.config.num_frames, self.config.image_height_width[0])
-        requests = [ClipRequest(index, *shape, 0) for index in range(rank, len(self.held_out), world)]
-        size = self.args.views.per_device_eval_batch_size
+        batches = self._held_out_batches()
         augment = ClipAugment(
             AugmentConfig(
                 crop_scale=None,
@@ -270,24 +268,38 @@ class PretrainingTask(KeepsFailures):
         )
         loader = DataLoader(
             ClipDataset(self.held_out, NoTargets(), augment, self.args.run.seed),
-            batch_sampler=[requests[start : start + size] for start in range(0, len(requests), size)],
+            batch_sampler=[requests for requests, _ in batches],
             collate_fn=collate,
             num_workers=self.args.data.dataloader_num_workers,
             generator=torch.Generator(),
         )
         budgets = self.args.distillation.student_budgets
         sums = torch.zeros(2 * len(budgets) + 1, dtype=torch.float64, device=self.accelerator.device)
-        for batch in loader:
+        for batch, (_, weight) in zip(loader, batches, strict=True):
             videos = batch["pixel_values_videos"].to(self.accelerator.device)
             found = wrapped(videos, self.ask(videos), batch["seeds"])
             shares = torch.cat([1 - found.layer_losses / 2, 1 - found.pooled_losses / 2, sums.new_ones(1)])
-            sums += len(videos) * shares.double()
+            sums += weight * shares.double()
         sums = self.accelerator.reduce(sums, "sum")
         means = (sums[:-1] / sums[-1]).tolist()
         of_layers, of_pooled = means[: len(budgets)], means[len(budgets) :]
         metrics = {f"{self.metric}_{budget}": share for budget, share in zip(budgets, of_layers, strict=True)}
         metrics[self.metric] = sum(of_layers) / len(budgets)
         return {**metrics, "eval_pooled_similarity": sum(of_pooled) / len(budgets)}
+
+    def _held_out_batches(self) -> list[tuple[list[ClipRequest], int]]:
+        """This process's, and how many clips each counts for: equally many on all, for sharded models run together.
+
+        One that has none left where others have takes the first clip, for nothing.
+        """
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        shape, number = (self.config.num_frames, self.config.image_height_width[0]), len(self.held_out)
+        size = self.args.views.per_device_eval_batch_size
+        requests = [ClipRequest(index, *shape, 0) for index in range(rank, number, world)]
+        batches = [requests[start : start + size] for start in range(0, len(requests), size)]
+        counted = [(batch, len(batch)) for batch in batches]
+        missing = math.ceil(math.ceil(number / world) / size) - len(batches)
+        return counted + [([ClipRequest(0, *shape, 0)], 0)] * missing
 
     def export(self, directory: Path, weights: dict[str, Tensor]) -> None:
         """Writes the student, with its decoders, and its processor."""
