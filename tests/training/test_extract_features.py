@@ -149,6 +149,7 @@ def launch(words, processes=1):
     )
 
 
+@pytest.mark.slow
 def test_two_processes_and_a_run_that_goes_on_give_the_same_rows(data, tmp_path):
     words = ["--window", "0.4", "--stride", "0.2"]
     for name, processes in (("one", 1), ("two", 2)):

@@ -148,6 +148,7 @@ def test_variants_follow_the_plain_run(data, pretrained, tmp_path, changes, tole
     assert losses(tmp_path / "out") == pytest.approx(losses(pretrained), abs=tolerance)
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_teacher(data, tmp_path):
     """Each holds half of it, and what it says is the same to the bit."""
     same = {"max_train_steps": 3, "eval_steps": 3, "per_device_eval_batch_size": 1}  # 5 clips held out: 3 and 2
