@@ -1,6 +1,8 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
 """Features of parts of videos, and the shards that hold them."""
 
+import csv
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ import datasets
 import torch
 from torch import Tensor
 
-from flux_hf.checkpoint_files import replacing, write_csv, write_text
+from flux_hf.checkpoint_files import BYTES, replacing, write_csv, write_text
 from flux_hf.patch_grids import scatter_to_grid
 
 from .parts import Part
@@ -133,8 +135,8 @@ class Shards:
 
     def failures(self) -> list[tuple[str, str]]:
         """(video, error) of what could not be read, in the order of the units."""
-        return [
-            tuple(row)
-            for file in sorted(self.directory.glob("failures-*.csv"))
-            for row in datasets.Dataset.from_csv(str(file)).to_pandas().itertuples(index=False)
-        ]
+        failed: list[tuple[str, str]] = []
+        for path in sorted(self.directory.glob("failures-*.csv")):
+            with open(path, newline="", encoding="utf-8", errors=BYTES) as file:
+                failed += [(video, error) for video, error in itertools.islice(csv.reader(file), 1, None)]
+        return failed
