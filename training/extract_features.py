@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -27,6 +28,7 @@ from tqdm import tqdm
 import flux_hf
 from flux_hf.checkpoint_files import remove_leftovers, write_csv
 from flux_hf.loading import load_encoder, load_processor
+from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
 from .arguments import CheckpointArguments, LoaderArguments, ViewArguments, flag, parse_command
 from .data.reader import Clip
@@ -41,6 +43,8 @@ from .inference.prediction import normalize
 
 # MKL's products else depend on where in memory their factors lie, and so on what a process did before: by the last bit.
 SAME_BITS = ("MKL_CBWR", "AUTO,STRICT")
+# Flags that the rows, or how they lie in files, depend on.
+OF_ROWS = "features layer window stride num_clips num_crops per_device_eval_batch_size dtype clips_per_shard"
 
 
 @dataclass
@@ -115,6 +119,26 @@ def extract(
     shown.close()
 
 
+def origin_of(
+    args: FeatureArguments,
+    accelerator: Accelerator,
+    maker: FeatureMaker,
+    processor: FluxViTVideoProcessor,
+    clips: Sequence[Clip],
+) -> dict[str, Any]:
+    """All that the rows depend on."""
+    return {
+        **{name: getattr(args, name) for name in OF_ROWS.split()},
+        "point": str(maker.point),
+        "precision": accelerator.mixed_precision,
+        "flux_hf": flux_hf.__version__,
+        "model": weights_digest(maker.model),
+        "config": maker.model.config.to_json_string(),
+        "processor": processor.to_json_string(),
+        "clips": clips_digest(clips),
+    }
+
+
 def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     os.environ.setdefault(*SAME_BITS)
@@ -128,23 +152,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise ValueError(f"--layer must be from 0 to {last}, got {args.layer}")
     maker = FeatureMaker(model, point, args.features, args.layer)
     clips = spread(find_clips(args.sources), args.max_eval_samples)
-    names = [
-        "features",
-        "layer",
-        "window",
-        "stride",
-        "num_clips",
-        "num_crops",
-        "per_device_eval_batch_size",
-        "dtype",
-        "clips_per_shard",
-    ]
-    origin = {
-        **{name: getattr(args, name) for name in names},
-        **{"point": str(point), "precision": accelerator.mixed_precision, "flux_hf": flux_hf.__version__},
-        **{"model": weights_digest(model), "config": model.config.to_json_string()},
-        **{"processor": processor.to_json_string(), "clips": clips_digest(clips)},
-    }
+    origin = origin_of(args, accelerator, maker, processor, clips)
     directory = Path(args.output_dir)
     shards = Shards(directory, origin, maker.shape, args.dtype)
     if accelerator.is_main_process:

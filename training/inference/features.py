@@ -121,8 +121,11 @@ class Shards:
         """
         read = [part for part in parts if not part.error]
         failed = [(part.name, part.error) for part in parts if part.error]
+        listed = self.directory / FAILURES.format(unit)
         if failed:  # before the shard, which says that the unit is done
-            write_csv(self.directory / FAILURES.format(unit), ("video", "error"), failed)
+            write_csv(listed, ("video", "error"), failed)
+        else:
+            listed.unlink(missing_ok=True)  # of a run whose shard is gone
         columns = {
             "video": [part.name for part in read],
             "start": [part.start for part in read],
