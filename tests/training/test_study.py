@@ -361,18 +361,20 @@ def test_a_failing_run_says_where_its_log_is(tmp_path):
         call(["training.study.motion_clips", "--nonsense"], log, threads=1)
 
 
-def test_the_published_tables_are_those_of_the_published_runs(tmp_path):
-    published = STUDY / "results"
+@pytest.mark.parametrize(("name", "words"), [("results", []), ("results_twice", ["--share", "2"])])
+def test_the_published_tables_are_those_of_the_published_runs(tmp_path, name, words):
+    published = STUDY / name
     kept = (published / "results.md").read_text(encoding="utf-8")
     copy = tmp_path / "results"
     shutil.copytree(published, copy)
-    records = Records(copy, settings_of(parse_arguments(["--output_dir", str(tmp_path)])))
+    records = Records(copy, settings_of(parse_arguments(["--output_dir", str(tmp_path), *words])))
     assert report(records) == kept
 
 
 def test_the_readme_quotes_the_published_tables():
     own = (STUDY / "README.md").read_text(encoding="utf-8").split("## Around other encoders")[0].splitlines()
-    published = (STUDY / "results" / "results.md").read_text(encoding="utf-8").splitlines()
+    files = (STUDY / name / "results.md" for name in ("results", "results_twice"))
+    published = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     quoted = [line for line in own if line.startswith(("| ", "- Flux"))]
     assert len(quoted) > 30 and not [line for line in quoted if line not in published]
 
