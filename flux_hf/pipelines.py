@@ -5,7 +5,6 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -145,12 +144,12 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
     def _label_windows(
         self, windows: Iterator[VideoWindow], batch_size: int, views: dict, forward: dict, postprocess: dict
     ) -> Iterator[dict[str, Any]]:
-        def prepare() -> tuple[VideoWindow, torch.Tensor] | None:
+        def prepare() -> tuple[float, float, torch.Tensor] | None:
             window = next(windows, None)
             if window is None:
                 return None
             prepared = self.video_processor(window.frames, **views).to(self.dtype)
-            return replace(window, frames=window.frames[:0]), prepared["pixel_values_videos"]
+            return window.start, window.end, prepared["pixel_values_videos"]
 
         with ThreadPoolExecutor(1, thread_name_prefix="flux-decode") as pool:
             waiting = deque(pool.submit(prepare) for _ in range(2 * batch_size))
@@ -167,11 +166,11 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
                 batch = [found for found in batch if found is not None]
                 if not batch:
                     break
-                joined = {"pixel_values_videos": torch.cat([pixels for _, pixels in batch])}
-                logits = self.forward(joined, **forward)["logits"].split([len(pixels) for _, pixels in batch])
-                for (window, _), of_window in zip(batch, logits, strict=True):
+                joined = {"pixel_values_videos": torch.cat([pixels for *_, pixels in batch])}
+                logits = self.forward(joined, **forward)["logits"].split([len(pixels) for *_, pixels in batch])
+                for (start, end, _), of_window in zip(batch, logits, strict=True):
                     labels = self.postprocess({"logits": of_window}, **postprocess)
-                    yield {"start": window.start, "end": window.end, "labels": labels}
+                    yield {"start": start, "end": end, "labels": labels}
             if damage is not None:
                 raise damage
 

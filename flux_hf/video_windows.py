@@ -37,15 +37,14 @@ class VideoWindow:
 
 @dataclass
 class _OpenWindow:
-    """A window that is being filled. Its places, and all others here, are on the axis of the stride."""
+    """A window that is being filled. Its end and places are on the axis of the stride."""
 
-    start: float
+    begin: float  # in seconds
     end: float
     is_whole: bool
     places: np.ndarray  # rising
     pictures: list[np.ndarray] = field(default_factory=list)
     indices: list[int] = field(default_factory=list)
-    begin: float | None = None  # in seconds
 
     def take(self, picture, index: int, until: float) -> None:
         """Gives all places before `until` that are empty a frame; `picture()` converts it."""
@@ -97,10 +96,8 @@ def iter_windows(
         ValueError: an argument below what is allowed.
     """
     if frames is not None:
-        length, step = (
-            as_count("frames", frames),
-            as_count("frame_stride", frames if frame_stride is None else frame_stride),
-        )
+        length = as_count("frames", frames)
+        step = as_count("frame_stride", length if frame_stride is None else frame_stride)
     else:
         length, step = float(seconds), float(stride)
         if not (length > 0 and step > 0 and np.isfinite([length, step]).all()):
@@ -170,13 +167,14 @@ class _Windows:
     total: float | None
     by_frames: bool
 
-    def open(self, number: int) -> _OpenWindow:
-        """A window, shorter where it would reach beyond the likely end."""
+    def open(self, number: int, shown: _Shown) -> _OpenWindow:
+        """A window that begins while a frame is shown; shorter where it would reach beyond the likely end."""
         start, span = number * self.step, self.length
         if self.total is not None and start < self.total - _ROUNDING:
             span = min(span, self.total - start)
         places = start + (np.arange(self.num_frames) + 0.5) * span / self.num_frames
-        return _OpenWindow(start, start + span, span > self.length - _ROUNDING, places)
+        begin = shown.start if self.by_frames else start
+        return _OpenWindow(begin, start + span, span > self.length - _ROUNDING, places)
 
     def of(self, shown: Iterator[_Shown], drop_partial: bool) -> Iterator[VideoWindow]:
         """The windows of frames as they come."""
@@ -186,12 +184,10 @@ class _Windows:
             convert.see(part.frame)
             until = index + 1 if self.by_frames else part.end
             while opened * self.step < until - _ROUNDING:
-                waiting.append(self.open(opened))
+                waiting.append(self.open(opened, part))
                 opened += 1
             picture = _once(convert, part.frame)
             for window in waiting:
-                if window.begin is None and window.start < until:
-                    window.begin = part.start if self.by_frames else window.start
                 window.take(picture, index, until)
             while waiting and (part.is_last or waiting[0].end <= until + _ROUNDING):
                 window = waiting.popleft()

@@ -33,7 +33,7 @@ from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 from .arguments import CheckpointArguments, LoaderArguments, ViewArguments, flag, parse_command
 from .data.reader import Clip
 from .data.sources import spread
-from .feature_cache import clips_digest, weights_digest
+from .digests import clips_digest, weights_digest
 from .inference.command import SOURCES, find_clips
 from .inference.features import KINDS, FeatureMaker, Shards
 from .inference.parts import Part, Units, WholeClips, Windows, make_units, stacked

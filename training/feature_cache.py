@@ -13,18 +13,17 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from flux_hf.checkpoint_files import replacing, write_json
 
-from .data.reader import READ_ERRORS, Clip, describe_failure
 from .engine.loop import BatchOrder
 from .teachers import TeacherFeatures
 
 
 logger = logging.getLogger(__name__)
 
-STORED = torch.float16  # unit vectors lose 1e-4 of their length by it
+STORED = torch.float16  # rounds each component by 1 / 2048 of itself at most
 
 
 class FeatureCache:
@@ -102,24 +101,3 @@ class RepeatedEpochs:
 def names_of(seeds: Tensor, num_frames: int, size: int) -> list[str]:
     """Of views: the seed (B,) of all that is drawn for each, and the shape that its batch had."""
     return [f"{seed:016x}_{num_frames}x{size}" for seed in seeds.tolist()]
-
-
-def weights_digest(model: nn.Module) -> str:
-    """Tells a model's weights from others', wherever they lie."""
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def clips_digest(clips: Sequence[Clip]) -> str:
-    """Tells a list of clips, and their content, from others."""
-    digest = hashlib.sha256()
-    for clip in clips:
-        try:
-            told = clip.identity()
-        except READ_ERRORS as error:
-            told = describe_failure(error)
-        digest.update(json.dumps(told).encode())
-    return digest.hexdigest()

@@ -14,11 +14,12 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, CLIPVisionModel, SiglipVisionModel
 
 from flux_hf.configuration_fluxvit import FluxViTConfig
-from flux_hf.loading import ENCODERS, is_plain, load_processor, wrapped
+from flux_hf.loading import ENCODERS, is_plain, load_encoder, load_processor
 from flux_hf.modeling_fluxvit_pretraining import FluxViTForPreTraining
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
@@ -32,10 +33,11 @@ from .data.reader import Clip
 from .data.sampling import ClipRequest
 from .data.sources import open_stream, spread
 from .data.targets import NoTargets
+from .digests import clips_digest, weights_digest
 from .distillation import FluxUMT
 from .engine.loop import Batches
 from .engine.optim import count_parameters
-from .feature_cache import FeatureCache, RepeatedEpochs, clips_digest, names_of, weights_digest
+from .feature_cache import FeatureCache, RepeatedEpochs, names_of
 from .inference.command import list_clips
 from .model import build_processor
 from .pretrain_arguments import DistillationArguments, PretrainArguments, TeacherArguments
@@ -62,10 +64,8 @@ def load_teacher(args: TeacherArguments, aligned_layers: int) -> tuple[Teacher, 
         ValueError: layers that it does not have, or a model without patches.
     """
     config, dtype = AutoConfig.from_pretrained(args.teacher), {"dtype": getattr(torch, args.teacher_dtype)}
-    if config.model_type in ENCODERS:
-        kind, model = VideoTeacher, ENCODERS[config.model_type].from_pretrained(args.teacher, **dtype)
-    elif is_plain(config):
-        kind, model = VideoTeacher, wrapped(args.teacher, **dtype)
+    if config.model_type in ENCODERS or is_plain(config):
+        kind, model = VideoTeacher, load_encoder(args.teacher, **dtype)
     else:
         kind = ImageTeacher
         model = IMAGE_TOWERS.get(config.model_type, AutoModel).from_pretrained(args.teacher, **dtype)
@@ -175,7 +175,7 @@ def placed(teacher: Teacher, accelerator: Accelerator, sharded: bool) -> Teacher
         teacher.shard(mesh)
     else:
         teacher.to(accelerator.device)
-    here = sum(getattr(p, "_local_tensor", p).numel() for p in teacher.parameters())
+    here = count_parameters(p.to_local() if isinstance(p, DTensor) else p for p in teacher.parameters())
     logger.info(f"{here:,} of the teacher's {count_parameters(teacher.parameters()):,} parameters are here")
     return teacher
 

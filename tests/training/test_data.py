@@ -306,6 +306,19 @@ def test_a_video_gives_the_frames_asked_for(folder):
     assert torch.equal(frames, expected.permute(0, 3, 1, 2))
 
 
+def test_windows_are_of_whole_videos(folder, tmp_path):
+    """What has no times of its own says so: parts, folders of frames, pictures, cached frames."""
+    [whole] = read_clips(folder / "clips.csv", split="train")[:1]
+    [window] = whole.windows(9.0, 9.0, 4)
+    assert window.frames.shape[0] == 4 and window.indices.tolist() == [1, 3, 5, 7]
+    write_csv(tmp_path / "part.csv", [("path", "label", "start", "end"), ("videos/clip 01.mp4", "run", "0.1", "")])
+    parts = read_clips(tmp_path / "part.csv", root=folder)
+    others = [parts[0], read_clips(folder / "frames.csv", root=folder / "frames")[0], cache_clips([whole], tmp_path)[0]]
+    for clip in others:
+        with pytest.raises(VideoDecodeError, match="no windows: give the video itself"):
+            list(clip.windows(1.0, 1.0, 4))
+
+
 def test_pictures_of_a_list_are_clips_of_one_frame(folder, tmp_path):
     """Turned as the camera says, and read as often as asked; a damaged one is said to be."""
     shutil.copy(folder / "videos/clip 01.mp4", tmp_path / "b.mp4")

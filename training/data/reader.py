@@ -217,13 +217,6 @@ class DatasetRow(Clip):
         except VideoDecodeError as error:
             raise VideoDecodeError(path or error.source, error.reason) from error
 
-    def windows(self, seconds: float, stride: float, num_frames: int) -> Iterator[VideoWindow]:
-        source, path = _source_of(self.dataset[self.row][self.column])
-        try:
-            yield from iter_windows(source, seconds, stride, num_frames, num_threads=self.num_threads)
-        except VideoDecodeError as error:
-            raise VideoDecodeError(path or error.source, error.reason) from error
-
     def identity(self) -> list:
         file = file_identity(self.path) if self.path is not None and os.path.isfile(self.path) else None
         return [self.dataset._fingerprint, self.row, self.column, file]

@@ -49,8 +49,13 @@ class FeatureMaker:
         config = self.model.config
         if self.kind == "pooled":
             return (config.projection_dim,)
-        frames, side = self.point.num_frames // config.tubelet_size, self.point.size // config.patch_size
-        return (frames, config.hidden_size) if self.kind == "time" else (frames, side, side, config.hidden_size)
+        return (*(self.grid[:1] if self.kind == "time" else self.grid), config.hidden_size)
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """(T', h, w)."""
+        side = self.point.size // self.model.config.patch_size
+        return self.point.num_frames // self.model.config.tubelet_size, side, side
 
     @torch.no_grad()
     def __call__(self, videos: Tensor) -> Tensor:
@@ -65,9 +70,7 @@ class FeatureMaker:
             return self.model.pool(hidden_states, head)[0].float()
         states = states[0] if states else hidden_states
         tokens = states[:, states.shape[1] - keep_indices.shape[1] :].float()
-        frames, side = self.point.num_frames // self.model.config.tubelet_size, self.point.size
-        side //= self.model.config.patch_size
-        volume, _ = scatter_to_grid(tokens, keep_indices, (frames, side, side), fill=torch.nan)
+        volume, _ = scatter_to_grid(tokens, keep_indices, self.grid, fill=torch.nan)
         return volume if self.kind == "tokens" else volume.flatten(2, 3).nanmean(2)
 
 

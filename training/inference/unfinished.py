@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from flux_hf.checkpoint_files import BYTES, flush_tree, remove_leftovers_of, write_csv
 
 from ..data.reader import Clip
+from ..digests import weights_digest
 
 
 HEADER = ("name", "rank", "label", "score", "error")
@@ -35,10 +35,7 @@ class Done:
 
 def identity_of(model: nn.Module, clips: Iterable[Clip], facts: Any) -> str:
     """12 hexadecimal digits of what labels depend on: the model's weights, the clips' names and places, json facts."""
-    digest = hashlib.sha256(json.dumps(facts).encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
+    digest = hashlib.sha256(json.dumps([facts, weights_digest(model)]).encode())
     for clip in clips:
         digest.update(repr(clip).encode())
     return digest.hexdigest()[:12]

@@ -27,7 +27,7 @@ from flux_hf.checkpoint_files import write_csv, write_json, write_text
 from ..arguments import read_recipe
 from ..pretrain_arguments import PretrainArguments
 from .__main__ import NUM_CLIPS, count
-from .design import BUDGETS, MODEL_CONFIGS, TOKENS, merged_recipe, points_of, with_steps
+from .design import BUDGETS, MODEL_CONFIGS, TOKENS, WAYS, merged_recipe, points_of, with_steps
 from .intervals import paired_difference
 from .records import Records, machine, pack, unpack
 from .report import spread, table
@@ -43,7 +43,7 @@ FIXED_GRID = {
     **{"sampling": "fixed", "frames": None, "sizes": None, "token_window": None},
     "student_budgets": [TOKENS],
 }
-WAYS = {"direct": "direct", "to": "TO"}
+MEASURED = ("direct", "to")
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def do(start: str, seed: int, setting: Setting, records: Records) -> None:
         flags = tuning_flags(start, seed, labelled, setting)
         train_by(flags, run.directory(options.output_dir), options)
         plan = search(run, options)
-        ways = {way: points for way, points in points_of(plan).items() if way in WAYS}
+        ways = {way: points for way, points in points_of(plan).items() if way in MEASURED}
         hits = evaluate(
             run, list(dict.fromkeys(point for of_way in ways.values() for point in of_way.values())), options
         )
@@ -145,7 +145,7 @@ def do(start: str, seed: int, setting: Setting, records: Records) -> None:
             found = {budget: [hits[str(point)][clip] for clip in clips.groups] for budget, point in points.items()}
             record[way] = {budget: {"top1": sum(of) / len(of), "hits": pack(of)} for budget, of in found.items()}
         records.put(name_of(share), start, seed, record)
-        shares = " ".join(f"{record[way][TOKENS]['top1']:.1%} {way}," for way in WAYS)
+        shares = " ".join(f"{record[way][TOKENS]['top1']:.1%} {way}," for way in MEASURED)
         print(f"{name_of(share)} {start} seed {seed}: {shares} {time.perf_counter() - begin:.0f} s", flush=True)
 
 
@@ -159,7 +159,7 @@ def hits_of(records: Records, name: str, start: str, seeds: Sequence[int], way: 
 def accuracy_rows(records: Records, name: str) -> Iterator[list[str]]:
     for start, title in STARTS.items():
         runs = [records.get(name, start, seed) for seed in records.seeds(name, start)]
-        for way in WAYS:
+        for way in MEASURED:
             if runs:
                 shares = ([100 * run[way][str(budget)]["top1"] for run in runs] for budget in BUDGETS)
                 yield [f"{title}, {WAYS[way]}", *map(spread, shares)]
@@ -170,7 +170,7 @@ def difference_rows(records: Records, name: str) -> Iterator[list[str]]:
     groups = records.groups(name)
     for other in ("scratch", "fixed"):
         seeds = sorted(set(records.seeds(name, "flux")) & set(records.seeds(name, other)))
-        for way in WAYS:
+        for way in MEASURED:
             if seeds:
                 sides = ([hits_of(records, name, start, seeds, way, b) for start in ("flux", other)] for b in BUDGETS)
                 found = [paired_difference(*pair, groups) for pair in sides]
