@@ -167,6 +167,16 @@ def test_a_teacher_of_other_patches_is_brought_to_the_students_grid():
         frozen(clips(3), (3, 2, 2))
 
 
+def test_a_picture_stands_still_for_a_teachers_tubelet():
+    config = tiny_config(tubelet_size=2, position_embedding_grid=[2, 2, 2])
+    frozen = VideoTeacher(FluxViTForVideoClassification(config), [0, 1], 4)
+    picture = clips(1)
+    found, wanted = frozen(picture, (1, 2, 2)), frozen(picture.repeat(1, 2, 1, 1, 1), (1, 2, 2))
+    assert found.keep_indices is None and wanted.class_tokens == 1  # all four patches of both
+    torch.testing.assert_close(found.layers[0], wanted.layers[0][:, 1:], **TOLERANCE)
+    torch.testing.assert_close(wanted.pooled, found.pooled, **TOLERANCE)
+
+
 def test_patches_a_little_smaller_are_others():
     """Of 28 pixels two patches of 13 would be whole ones; the student has two of 14."""
     config = tiny_config(patch_size=13, image_size=26)
