@@ -15,6 +15,9 @@ from .data.reader import FRAME_TEMPLATE
 from .data.sampling import SAMPLING_PRESETS, SAMPLING_RULES
 
 
+ENGINES = ["accelerate", "ray"]
+
+
 def flag(default: Any, help: str, choices: list | None = None) -> Any:
     """A field of a group of flags."""
     metadata = {"help": help} if choices is None else {"help": help, "choices": choices}
@@ -82,6 +85,39 @@ class ViewArguments:
 @dataclass
 class InferenceArguments(CheckpointArguments, SourceArguments, LoaderArguments, ViewArguments):
     """Of a command that measures a checkpoint on labelled clips."""
+
+
+@dataclass
+class PartArguments(CheckpointArguments, LoaderArguments, ViewArguments):
+    """Of a command that goes through many clips, or windows of long videos, shard by shard."""
+
+    window: float | None = flag(None, "seconds of a window; whole clips if not given")
+    stride: float | None = flag(None, "seconds from a window to the next; one behind the other if not given")
+    token_budget: int | None = flag(None, "tokens encoded of a view; the model's if not given")
+    num_frames: int | None = flag(None, "frames of a view")
+    size: int | None = flag(None, "side of a view in pixels")
+    clips_per_shard: int = flag(64, "clips of a shard, which one worker does, and which is written whole")
+    engine: str = flag("accelerate", "who does the shards: the processes of `accelerate launch`, or Ray", ENGINES)
+    ray_address: str | None = flag(None, "of a running Ray cluster; one on this machine alone if not given")
+    ray_actors: int | None = flag(None, "models on the cluster; one a GPU, or half its CPUs, if not given")
+
+    def checkpoint(self) -> CheckpointArguments:
+        """Its flags of the checkpoint alone."""
+        return CheckpointArguments(**{group.name: getattr(self, group.name) for group in fields(CheckpointArguments)})
+
+    def check_parts(self) -> None:
+        """Raises ValueError for flags that do not go together."""
+        if self.stride is not None and self.window is None:
+            raise ValueError(f"--stride {self.stride} is for windows: give --window too")
+        for name in ("window", "stride"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"--{name} must be finite and above 0, got {value}")
+        if self.window is not None and self.num_clips != 1:
+            raise ValueError(f"--num_clips {self.num_clips} is for whole clips, --window shows each window once")
+        for name in ("ray_address", "ray_actors"):
+            if getattr(self, name) is not None and self.engine != "ray":
+                raise ValueError(f"--{name} {getattr(self, name)} is for --engine ray")
 
 
 # Of fine-tuning ------------------------------------------------------------------------------------------------------

@@ -1,47 +1,51 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
-"""Labels every clip of a folder, a csv, or a list of files.
+"""Labels every clip of a folder, a csv, or a list of files, or every window of long videos.
 
     accelerate launch -m training.predict --model_name_or_path CHECKPOINT clips/ --token_budget 1024 \\
         --output predictions.csv
+    accelerate launch -m training.predict --model_name_or_path CHECKPOINT hours.mp4 --window 2 --stride 1 \\
+        --output timeline.csv --plot timeline.png
 
-A folder is searched with all its sub-folders. A clip that cannot be read gets a row with the error; the others are
-done all the same, and the exit status is 1. Frames and size are chosen as the pipeline does: those given, else the
-token plan's for the budget, else the checkpoint's own.
+A folder is searched with all its sub-folders. A clip that cannot be read gets a row with the error, behind its windows
+before the damage; the others are done all the same, and the exit status is 1. Frames and size are chosen as the
+pipeline does: those given, else the token plan's for the budget, else the checkpoint's own.
 
-Labels are written as they come, into a file beside the output that ends in `.partial`; it takes the output's name when
-it is whole, and until then an older output stays. A run that is killed or fails loses no label it has written: the same
-command goes on behind them. With another model, other flags or other clips it begins anew. Delete the `.partial` file
-to have all clips labelled again.
+Labels are written as they come, --clips_per_shard clips at a time, into a folder beside the output that ends in
+`.partial`; all together take the output's name, and until then an older output stays. A run that is killed or fails
+loses the shards it was at and no other: the same command makes those that are missing. With another model, other flags
+or other clips it begins anew. Delete the `.partial` folder to have all clips labelled again.
 """
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 import flux_hf
 
-from .arguments import CheckpointArguments, LoaderArguments, ViewArguments, flag, parse_command
-from .data.reader import Clip
+from .arguments import PartArguments, flag, parse_command
 from .data.sources import spread
-from .inference.command import SOURCES, find_clips, load_checkpoint, model_predictor
-from .inference.points import resolve_point
-from .inference.prediction import Predictions
-from .inference.unfinished import Done, UnfinishedCsv, identity_of
+from .inference.command import SOURCES, find_clips
+from .inference.labels import LabelShards, Scores, ScoreSource, identity_of
+from .inference.measures import SAME_BITS
+from .inference.parts import make_units
+from .inference.timeline import draw_timeline
+from .inference.units import go_through
+
+
+# Flags that the rows, or how they lie in files, depend on.
+OF_ROWS = "top_k window stride num_clips num_crops per_device_eval_batch_size clips_per_shard"
 
 
 @dataclass
-class PredictArguments(CheckpointArguments, LoaderArguments, ViewArguments):
-    output: str | None = flag(None, "csv with the columns name,rank,label,score,error (required)")
+class PredictArguments(PartArguments):
+    output: str | None = flag(None, "csv: name, with --window start and end, rank, label, score, error (required)")
     top_k: int = flag(1, "labels a clip, a row each")
-    token_budget: int | None = flag(None, "tokens encoded of a view; the model's if not given")
-    num_frames: int | None = flag(None, "frames of a view")
-    size: int | None = flag(None, "side of a view in pixels")
+    plot: str | None = flag(None, "with --window, png of the best labels over time, a strip a video")
+    clips_per_shard: int = flag(16, "clips of a shard, which one worker does, and which is written whole")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> PredictArguments:
@@ -49,49 +53,42 @@ def parse_arguments(arguments: list[str] | None = None) -> PredictArguments:
     args = parse_command(PredictArguments, __doc__, arguments, sources=SOURCES)
     if args.output is None:
         raise ValueError("--output must be given")
-    if os.path.isdir(args.output):
-        raise ValueError(f"--output must be a file, {args.output!r} is a folder")
+    for name in ("output", "plot"):
+        if getattr(args, name) is not None and os.path.isdir(getattr(args, name)):
+            raise ValueError(f"--{name} must be a file, {getattr(args, name)!r} is a folder")
+    args.check_parts()
+    if args.plot is not None and args.window is None:
+        raise ValueError(f"--plot {args.plot} is of labels over time: give --window too")
     return args
 
 
-def prediction_rows(clips: Sequence[Clip], predictions: Predictions, config: Any, top_k: int) -> Iterator[list]:
-    """Rows of the csv: `top_k` a clip, best first, or one with the error."""
-    reasons = dict(predictions.failures)
-    values, indices = predictions.scores[0].sort(dim=-1, descending=True, stable=True)
-    for clip, scores, order in zip(clips, values[:, :top_k].tolist(), indices[:, :top_k].tolist(), strict=True):
-        if clip.name in reasons:
-            yield [clip.name, "", "", "", reasons[clip.name]]
-            continue
-        for rank, (score, index) in enumerate(zip(scores, order, strict=True), start=1):
-            yield [clip.name, rank, config.id2label[index], score, ""]
+def facts_of(args: PredictArguments, accelerator: Accelerator, scores: Scores) -> list:
+    """What rows depend on beside weights and clips."""
+    return [
+        *(getattr(args, name) for name in OF_ROWS.split()),
+        *(flux_hf.__version__, str(scores.point), accelerator.mixed_precision),
+        *(scores.model.config.to_json_string(), scores.processor.to_json_string()),
+    ]
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
+    os.environ.setdefault(*SAME_BITS)
     accelerator = Accelerator()
-    model, processor = load_checkpoint(args, accelerator)
-    point = resolve_point(model.config, processor, args.num_frames, args.size, args.token_budget)
+    source = ScoreSource(args.checkpoint(), args.num_frames, args.size, args.token_budget)
+    scores = source(accelerator)
     clips = spread(find_clips(args.sources), args.max_eval_samples)
-    done, top_k = Done(), min(args.top_k, model.config.num_labels)
+    identity = identity_of(scores.model, clips, facts_of(args, accelerator, scores))
+    names = scores.model.config.id2label
+    shards = LabelShards(Path(args.output), identity, names, args.top_k, of_windows=args.window is not None)
+    go_through(clips, source, scores, shards, args, accelerator)
+    failed = 0
     if accelerator.is_main_process:
-        settings = [flux_hf.__version__, str(point), args.num_clips, args.num_crops, top_k, accelerator.mixed_precision]
-        settings += [model.config.to_json_string(), processor.to_json_string()]
-        unfinished = UnfinishedCsv(Path(args.output), identity_of(model, clips, settings))
-        done = unfinished.resume(clips, top_k)
-        if done.clips:
-            print(f"going on after {done.clips} of {len(clips)} clips, which a run that was cut short has labelled")
-    [done] = broadcast_object_list([done])
-    rest, start, failed = clips[done.clips :], 0, done.failed
-    predict = model_predictor(model, processor, accelerator, args, args.dataloader_num_workers)
-    for predictions in predict.successive(rest, [point]) if rest else ():
-        stop = start + predictions.scores.shape[1]
-        if accelerator.is_main_process:
-            unfinished.append(prediction_rows(rest[start:stop], predictions, model.config, top_k))
-        start, failed = stop, failed + len(predictions.failures)
-    if accelerator.is_main_process:
-        unfinished.finish()
-        print(f"{len(clips) - failed} of {len(clips)} clips labelled at {point}: {args.output}")
-    accelerator.wait_for_everyone()
+        failed = shards.finish(len(make_units(clips, args.clips_per_shard)))
+        print(f"{len(clips) - failed} of {len(clips)} clips labelled at {scores.point}: {args.output}")
+        if args.plot is not None:
+            draw_timeline(Path(args.output), Path(args.plot))
+    [failed] = broadcast_object_list([failed])
     accelerator.end_training()
     if failed:
         sys.exit(1)

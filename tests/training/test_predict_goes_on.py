@@ -9,9 +9,8 @@ import pytest
 import torch
 from evaluation_parts import run_on_processes, tiny_model, tiny_processor, write_clips
 
-from training.data.reader import VideoFile
-from training.inference.prediction import Predictor
-from training.inference.unfinished import HEADER, Done, UnfinishedCsv
+from training.inference.labels import LabelShards, Scores
+from training.inference.parts import Part
 from training.predict import main
 
 
@@ -29,33 +28,39 @@ def data(tmp_path) -> Path:
 
 def words(data: Path, *more: str) -> list[str]:
     fixed = ["--model_name_or_path", str(data / "model"), "--output", str(data / "out.csv"), "--top_k", "2"]
-    fixed += ["--dataloader_num_workers", "0", "--per_device_eval_batch_size", "1"]
+    fixed += ["--dataloader_num_workers", "0", "--clips_per_shard", "1"]
     return [*(str(data / name) for name in NAMES), *fixed, *more]
 
 
 def main_that_dies(arguments: list[str]) -> None:
-    """`main`, killed when it has scored two batches and is about to score the third."""
-    score, calls = Predictor._score, []
+    """`main`, killed as it is about to score its third clip; of two processes the second one, at its second."""
+    score, calls = Scores.__call__, []
+    last = {None: 3, "1": 2}.get(os.environ.get("RANK"))
 
     def dying(*given):
         calls.append(1)
-        if len(calls) == 3 and os.environ.get("RANK", "1") == "1":
+        if len(calls) == last:
             os.kill(os.getpid(), signal.SIGKILL)
         return score(*given)
 
-    Predictor._score = dying
+    Scores.__call__ = dying
     main(arguments)
 
 
-def kill(arguments: list[str]) -> None:
+def in_a_child(function, *given) -> int:
+    """Its exit status there."""
     pid = os.fork()
     if pid == 0:
         try:
             torch.set_num_threads(1)
-            main_that_dies(arguments)
+            function(*given)
         finally:
             os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def kill(arguments: list[str]) -> None:
+    assert in_a_child(main_that_dies, arguments) == -signal.SIGKILL
 
 
 def run(arguments: list[str]) -> None:
@@ -69,7 +74,7 @@ def rows(path: Path) -> list[list[str]]:
 
 
 def labels(path: Path) -> list[list[str]]:
-    """Rows with their scores but for what threads and batches change in them."""
+    """Rows with their scores but for what threads change in them."""
     return [[*row[:3], f"{float(row[3]):.4f}" if row[3][:1].isdigit() else "", row[4]] for row in rows(path)]
 
 
@@ -78,30 +83,28 @@ def partial(data: Path) -> Path:
     return path
 
 
-def test_the_same_command_goes_on_behind_the_labels_of_a_killed_run(data, capsys):
+def test_the_same_command_makes_what_a_killed_run_did_not(data):
     run(words(data))
-    whole = rows(data / "out.csv")
-    assert [name for name in dict.fromkeys(row[0] for row in whole[1:])] == [str(data / name) for name in NAMES]
+    whole = (data / "out.csv").read_bytes()
+    assert list(dict.fromkeys(row[0] for row in rows(data / "out.csv")[1:])) == [str(data / name) for name in NAMES]
     (data / "out.csv").write_text("old")
     kill(words(data))
-    assert (data / "out.csv").read_text() == "old" and rows(partial(data)) == whole[:5]
+    assert (data / "out.csv").read_text() == "old"
+    there = sorted(partial(data).iterdir())
+    assert [path.name for path in there] == [f"labels-{unit:06}.csv" for unit in range(3)]
+    assert whole.startswith(there[0].read_bytes())
     for name in NAMES[:2]:
         (data / name).unlink()  # what is labelled is not read again
-    run(words(data, "--per_device_eval_batch_size", "3"))  # how much is done at once does not matter
-    assert rows(data / "out.csv")[:5] == whole[:5]
-    assert [row[:3] + row[4:] for row in rows(data / "out.csv")] == [row[:3] + row[4:] for row in whole]
-    assert "going on after 2 of 7 clips" in capsys.readouterr().out
+    run(words(data))
+    assert (data / "out.csv").read_bytes() == whole
     assert not list(data.glob("*.partial"))
 
 
-def test_a_run_killed_before_its_last_step_has_nothing_left_to_do(data):
+def test_a_run_killed_before_its_last_step_has_nothing_left_to_do(data, monkeypatch):
     arguments = [str(data / "short.mp4"), *words(data)[len(NAMES) :]]
-    pid = os.fork()
-    if pid == 0:
-        UnfinishedCsv.finish = lambda self: os._exit(77)
-        torch.set_num_threads(1)
-        main(arguments)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 77
+    with monkeypatch.context() as patch:
+        patch.setattr(LabelShards, "finish", lambda *_: os._exit(77))
+        assert in_a_child(main, arguments) == 77
     (data / "short.mp4").unlink()
     main(arguments)
     assert len(rows(data / "out.csv")) == 3
@@ -128,68 +131,49 @@ def test_other_work_begins_anew(data, change):
 
 
 def test_scores_that_are_no_numbers_leave_the_labels_before_them(data, monkeypatch):
-    score, calls = Predictor._score, []
+    score, calls = Scores.__call__, []
 
     def spoilt(*given):
         calls.append(1)
         return score(*given) * (float("nan") if len(calls) == 2 else 1)
 
-    monkeypatch.setattr(Predictor, "_score", spoilt)
-    with pytest.raises(FloatingPointError, match="clip.1.mp4"):
+    monkeypatch.setattr(Scores, "__call__", spoilt)
+    with pytest.raises(FloatingPointError, match=r"1 clips is not numbers, first for .*a/clip.1.mp4"):
         main(words(data))
-    assert [row[0] for row in rows(partial(data))] == ["name"] + [str(data / NAMES[0])] * 2
+    assert [path.name for path in partial(data).iterdir()] == ["labels-000000.csv"]
 
 
-def test_two_processes_write_in_order_and_end_when_one_of_them_is_killed(data):
+def test_two_processes_share_the_work_and_one_goes_on_with_it(data):
     run(words(data))
     whole = labels(data / "out.csv")
-    (data / "out.csv").unlink()
     with pytest.raises(RuntimeError, match=r"\[1, 1\]"):  # the clips that cannot be read
         run_on_processes(2, main, words(data))
     assert labels(data / "out.csv") == whole and not list(data.glob("*.partial"))
     (data / "out.csv").write_text("old")
     with pytest.raises(RuntimeError, match="ended with"):
         run_on_processes(2, main_that_dies, words(data))
-    assert (data / "out.csv").read_text() == "old" and labels(partial(data)) == whole[: 1 + 2 + 2 + 1 + 2]
+    assert (data / "out.csv").read_text() == "old" and list(partial(data).glob("labels-*.csv"))
     run(words(data))
     assert labels(data / "out.csv") == whole and not list(data.glob("*.partial"))
 
 
-# --- the file --------------------------------------------------------------------------------------------------------
-
-CLIPS = [VideoFile(name, None, name) for name in ("a", 'b "x",\n', "bad", "cé", "worse")]
-ROWS = [
-    [("a", 1, "run", 0.75, ""), ("a", 2, "sit, down", 0.25, "")],
-    [(CLIPS[1].name, 1, "run", 0.5, ""), (CLIPS[1].name, 2, "sit, down", 0.5, "")],
-    [("bad", "", "", "", 'no "video",\nat all')],
-    [("cé", 1, "1", 1e-07, ""), ("cé", 2, "2", 1e-08, "")],
-    [("worse", "", "", "", "no video")],
-]
-
-
-def test_a_file_cut_anywhere_is_gone_on_with(tmp_path):
-    file = UnfinishedCsv(tmp_path / "out.csv", "0123")
-    assert file.resume(CLIPS, 2) == Done() and rows(file.path) == [list(HEADER)]
-    for some in ROWS:
-        file.append(some)
-    content, seen = file.path.read_bytes(), set()
-    for length in range(len(content) + 1):
-        file.path.write_bytes(content[:length])
-        done = file.resume(CLIPS, 2)
-        assert content.startswith(file.path.read_bytes())
-        seen.add(done)
-        for some in ROWS[done.clips :]:
-            file.append(some)
-        assert file.path.read_bytes() == content, length
-    # bad ones at the end are tried again, those before a good one are not
-    assert seen == {Done(), Done(2, 1, 0), Done(4, 2, 0), Done(7, 4, 1)}
-    file.finish()
-    assert os.listdir(tmp_path) == ["out.csv"] and (tmp_path / "out.csv").read_bytes() == content
-
-
-def test_rows_that_are_not_of_these_clips_are_left_out(tmp_path):
-    file = UnfinishedCsv(tmp_path / "out.csv", "0123")
-    file.resume(CLIPS, 2)
-    for some in (ROWS[0], ROWS[3], ROWS[1]):
-        file.append(some)
-    assert file.resume(CLIPS, 2) == Done(2, 1, 0)
+def test_shards_of_names_with_everything_in_them_are_joined(tmp_path):
+    """What runs that were cut short left for the same output goes."""
+    shards = LabelShards(tmp_path / "out.csv", "0123", {0: "run", 1: "sit, down", 2: 'no "1"'}, 2, of_windows=True)
+    (tmp_path / "out.csv.9999.partial").mkdir()
+    shards.prepare()
+    parts = [Part('b "x",\n', 0.0, 0.5), Part("cé\udcff", 1.0, 1.5, error='no "video",\nat all')]
+    shards.write(0, parts, torch.tensor([[0.25, 0.5, 0.25]]))
+    shards.write(1, [Part("d", 0.0, 2.0)], torch.tensor([[0.25, 0.25, 0.5]]))
+    assert shards.is_done(0) and shards.is_done(1) and not shards.is_done(2)
+    assert shards.finish(2) == 1
+    with open(tmp_path / "out.csv", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        assert list(csv.reader(file)) == [
+            ["name", "start", "end", "rank", "label", "score", "error"],
+            ['b "x",\n', "0.0", "0.5", "1", "sit, down", "0.5", ""],
+            ['b "x",\n', "0.0", "0.5", "2", "run", "0.25", ""],
+            ["cé\udcff", "1.0", "1.5", "", "", "", 'no "video",\nat all'],
+            ["d", "0.0", "2.0", "1", 'no "1"', "0.5", ""],
+            ["d", "0.0", "2.0", "2", "run", "0.25", ""],
+        ]
+    assert os.listdir(tmp_path) == ["out.csv"]

@@ -11,13 +11,20 @@ from typing import Any
 
 import datasets
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from flux_hf.checkpoint_files import BYTES, replacing, write_csv, write_text
+from flux_hf.loading import load_encoder, load_processor
 from flux_hf.patch_grids import scatter_to_grid
+from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
+from ..arguments import CheckpointArguments
+from .measures import refuse_nan
 from .parts import Part
-from .points import EvalPoint
+from .points import EvalPoint, resolve_point
+from .prediction import normalize
+from .units import Shards
 
 
 KINDS = ("pooled", "time", "tokens")
@@ -74,13 +81,68 @@ class FeatureMaker:
         return volume if self.kind == "tokens" else volume.flatten(2, 3).nanmean(2)
 
 
-class Shards:
-    """A folder of shards, one of each unit, each written whole or not at all.
+@dataclass(frozen=True)
+class Features:
+    """Features of views as they are shown: a `Measure`."""
+
+    maker: FeatureMaker
+    processor: FluxViTVideoProcessor
+    accelerator: Accelerator
+
+    @property
+    def model(self) -> Any:
+        return self.maker.model
+
+    @property
+    def point(self) -> EvalPoint:
+        return self.maker.point
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        with self.accelerator.autocast():
+            return self.maker(normalize(pixels.to(self.accelerator.device), self.processor))
+
+
+@dataclass(frozen=True)
+class FeatureSource:
+    """Loads what makes features.
+
+    Args:
+        checkpoint: Names it.
+        num_frames, size, token_budget: As in `resolve_point`.
+        kind, layer: As in `FeatureMaker`.
+    """
+
+    checkpoint: CheckpointArguments
+    num_frames: int | None
+    size: int | None
+    token_budget: int | None
+    kind: str
+    layer: int | None
+
+    def __call__(self, accelerator: Accelerator) -> Features:
+        """On the accelerator's device.
+
+        Raises:
+            ValueError: a point that the model cannot be shown, or a layer it does not have.
+        """
+        hub_options = self.checkpoint.hub_options()
+        model = load_encoder(self.checkpoint.model_name_or_path, **hub_options, **self.checkpoint.model_options())
+        processor = load_processor(self.checkpoint.model_name_or_path, model.config, **hub_options)
+        point = resolve_point(model.config, processor, self.num_frames, self.size, self.token_budget)
+        last = model.config.num_hidden_layers - 1
+        if self.layer is not None and self.layer > last:
+            raise ValueError(f"--layer must be from 0 to {last}, got {self.layer}")
+        model = model.eval().requires_grad_(False).to(accelerator.device)
+        return Features(FeatureMaker(model, point, self.kind, self.layer), processor, accelerator)
+
+
+class FeatureShards(Shards):
+    """Features as parquet files.
 
     `datasets.load_dataset("parquet", data_files="FOLDER/*.parquet")` reads them: columns video, start, end, vector.
 
     Args:
-        directory: The folder.
+        directory: Their folder.
         origin: What the features depend on: plain values.
         shape: Of a part's features.
         dtype: "float16" or "float32".
@@ -90,7 +152,8 @@ class Shards:
     """
 
     def __init__(self, directory: Path, origin: dict[str, Any], shape: Sequence[int], dtype: str):
-        self.directory, self.origin, self.dtype = directory, json.dumps(origin, indent=2, sort_keys=True) + "\n", dtype
+        super().__init__(directory, SHARD)
+        self.origin, self.dtype = json.dumps(origin, indent=2, sort_keys=True) + "\n", dtype
         file = directory / "origin.json"
         if file.exists() and file.read_text(encoding="utf-8") != self.origin:
             kept = json.loads(file.read_text(encoding="utf-8"))
@@ -107,23 +170,15 @@ class Shards:
         )
 
     def prepare(self) -> None:
-        """Makes the folder; one process does."""
+        super().prepare()
         write_text(self.directory / "origin.json", self.origin)
 
-    def is_done(self, unit: int) -> bool:
-        """Whether a unit's shard is there."""
-        return (self.directory / SHARD.format(unit)).exists()
-
-    def write(self, unit: int, parts: Sequence[Part], features: Tensor) -> None:
-        """Writes a unit's shard.
-
-        Args:
-            unit: Its number.
-            parts: All of it.
-            features: (n, ...) of the n that could be read.
-        """
+    def write(self, unit: int, parts: Sequence[Part], values: Tensor | None) -> None:
+        """Also lists what could not be read. Raises FloatingPointError where features are not numbers."""
         read = [part for part in parts if not part.error]
         failed = [(part.name, part.error) for part in parts if part.error]
+        if values is not None:
+            refuse_nan(read, values)
         listed = self.directory / FAILURES.format(unit)
         if failed:  # before the shard, which says that the unit is done
             write_csv(listed, ("video", "error"), failed)
@@ -133,10 +188,10 @@ class Shards:
             "video": [part.name for part in read],
             "start": [part.start for part in read],
             "end": [part.end for part in read],
-            "vector": list(features.to(getattr(torch, self.dtype)).numpy()),
+            "vector": [] if values is None else list(values.to(getattr(torch, self.dtype)).numpy()),
         }
         rows = datasets.Dataset.from_dict(columns, features=self.features)
-        with replacing(self.directory / SHARD.format(unit)) as temporary:
+        with replacing(self.path(unit)) as temporary:
             rows.to_parquet(temporary)
 
     def failures(self) -> list[tuple[str, str]]:

@@ -1,15 +1,14 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
 """What a model is shown of videos, in units of work: whole clips, or windows of videos of any length.
 
-A unit is a few clips that follow each other. One loader worker makes all parts of a unit, in order, in batches that are
-the unit's own: what is computed of a part does not depend on the processes, the workers, or where an earlier run ended.
+A unit is a few clips that follow each other. One worker makes all parts of a unit, in order, in batches that are the
+unit's own: what is computed of a part does not depend on the processes, the workers, or where an earlier run ended.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -81,40 +80,39 @@ class Windows:
 
 @dataclass(frozen=True)
 class UnitBatch:
-    """Successive parts of a unit, and whether they are its last."""
+    """Successive parts of a unit: which of its batches they are, and whether the last."""
 
     unit: int
+    number: int
     parts: list[Part]
     is_last: bool
 
 
-class Units(IterableDataset):
-    """Batches of units; each worker takes every n-th unit.
+@dataclass(frozen=True)
+class UnitMaker:
+    """Makes the batches of a unit.
 
     Args:
-        units: Number and clips of each.
         parts_of: Makes the parts of a clip.
-        batch_size: Parts of a batch, at most.
+        views: Of each part.
+        batch_size: Views of a batch; a part's stay together.
     """
 
-    def __init__(
-        self, units: Sequence[tuple[int, Sequence[Clip]]], parts_of: Callable[[Clip], Iterator[Part]], batch_size: int
-    ):
-        super().__init__()
-        self.units, self.parts_of, self.batch_size = units, parts_of, batch_size
+    parts_of: WholeClips | Windows
+    views: int
+    batch_size: int
 
-    def __iter__(self) -> Iterator[UnitBatch]:
-        worker = get_worker_info()
-        start, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        for unit, clips in self.units[start::step]:
-            batch: list[Part] = []
-            for clip in clips:
-                for part in self._readable_parts(clip):
-                    if len(batch) == self.batch_size:
-                        yield UnitBatch(unit, batch, is_last=False)
-                        batch = []
-                    batch.append(part)
-            yield UnitBatch(unit, batch, is_last=True)
+    def __call__(self, unit: int, clips: Sequence[Clip]) -> Iterator[UnitBatch]:
+        """At least one batch, the last of which is called so; what cannot be read is a part with its error."""
+        batch: list[Part] = []
+        number = 0
+        for clip in clips:
+            for part in self._readable_parts(clip):
+                if len(batch) == max(1, self.batch_size // self.views):
+                    yield UnitBatch(unit, number, batch, is_last=False)
+                    batch, number = [], number + 1
+                batch.append(part)
+        yield UnitBatch(unit, number, batch, is_last=True)
 
     def _readable_parts(self, clip: Clip) -> Iterator[Part]:
         try:
@@ -123,12 +121,20 @@ class Units(IterableDataset):
             yield Part(clip.name, error=describe_failure(error))
 
 
+class Units(IterableDataset):
+    """Batches of units; each loader worker takes every n-th unit."""
+
+    def __init__(self, units: Sequence[tuple[int, Sequence[Clip]]], make: UnitMaker):
+        super().__init__()
+        self.units, self.make = units, make
+
+    def __iter__(self) -> Iterator[UnitBatch]:
+        worker = get_worker_info()
+        start, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for unit, clips in self.units[start::step]:
+            yield from self.make(unit, clips)
+
+
 def make_units(clips: Sequence[Clip], clips_per_unit: int) -> list[Sequence[Clip]]:
     """The clips cut into units."""
     return [clips[start : start + clips_per_unit] for start in range(0, len(clips), clips_per_unit)]
-
-
-def stacked(parts: Sequence[Part]) -> Tensor | None:
-    """The views of all readable parts (B * V, T, 3, S, S), None without any."""
-    pixels = [part.pixels for part in parts if part.pixels is not None]
-    return torch.cat(pixels) if pixels else None

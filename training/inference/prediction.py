@@ -197,29 +197,10 @@ class Predictor:
         self._tell(predictions.failures, len(clips))
         return predictions
 
-    @torch.no_grad()
-    def successive(self, clips: Sequence[Clip], points: Sequence[EvalPoint]) -> Iterator[Predictions]:
-        """Scores clips likewise (collective), and gives the next few, in order, as soon as all processes have them.
-
-        Nothing is kept of those that were given. Raises as `__call__`, when the clip's turn comes.
-        """
-        start, failures = 0, []
-        for indices, scored, failed in self._share(clips, points):
-            stop = min(start + len(indices) * self.accelerator.num_processes, len(clips))
-            own = ([index if index == PADDING else index - start for index in indices], scored.numpy(), failed)
-            predictions = _merge(gather_object([own]), clips[start:stop])
-            failures += predictions.failures
-            start = stop
-            yield predictions
-        self._tell(failures, len(clips))
-
     def _share(
         self, clips: Sequence[Clip], points: Sequence[EvalPoint]
     ) -> Iterator[tuple[list[int], Tensor, list[tuple[str, str] | None]]]:
-        """This process's clips, batch by batch, equally many on all: indices, scores (points, n, num_labels), failures.
-
-        The first batches of all processes together are the first clips, and so on.
-        """
+        """Its clips, batch by batch, as many on all processes: indices, scores (points, n, num_labels), failures."""
         if not clips or not points:
             raise ValueError(f"at least one clip and one point are needed, got {len(clips)} and {len(points)}")
         views = self.views
