@@ -11,6 +11,7 @@ from transformers import VideoMAEConfig, VideoMAEForVideoClassification, VideoMA
 from video_files import encode
 
 from flux_hf import FluxViTConfig, FluxViTForVideoClassification, FluxViTVideoProcessor
+from training.extract_features import main as extract_features
 
 
 REPOSITORY = Path(__file__).parents[1]
@@ -32,7 +33,7 @@ def check_shape_comments(block: str, names: dict) -> int:
     return len(found)
 
 
-def test_python_blocks_do_what_their_comments_say(tmp_path, monkeypatch):
+def test_python_blocks_do_what_their_comments_say(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     config = FluxViTConfig.small(num_labels=400, token_budget=512)  # a default that takes less time
@@ -42,6 +43,11 @@ def test_python_blocks_do_what_their_comments_say(tmp_path, monkeypatch):
     VideoMAEForVideoClassification(videomae).save_pretrained("videomae-base-k400")
     VideoMAEImageProcessor().save_pretrained("videomae-base-k400")
     Path("clip.mp4").write_bytes(encode("libx264", 40, size=(320, 240)))
+    Path("folder_of_videos").mkdir()
+    for name, first in (("other", 300), ("same", 0), ("third", 900)):
+        Path(f"folder_of_videos/{name}.mp4").write_bytes(encode("libx264", 40, size=(320, 240), first=first))
+    [words] = [words for words in shell_commands() if "folder_of_videos" in words and "fluxvit-s-k400" in words]
+    extract_features([*words[1:], "--dataloader_num_workers", "0"])
     names: dict = {}
     checked = 0
     blocks = python_blocks()
@@ -50,6 +56,8 @@ def test_python_blocks_do_what_their_comments_say(tmp_path, monkeypatch):
         exec(compile(block, "README.md", "exec"), names)
         checked += check_shape_comments(block, names)
     assert checked >= 6
+    nearest = [line for line in capsys.readouterr().out.splitlines() if line.startswith("folder_of_videos")]
+    assert len(nearest) == 3 and nearest[0].endswith("same.mp4")
 
 
 def shell_commands() -> list[list[str]]:

@@ -3,6 +3,7 @@
 
 from argparse import RawDescriptionHelpFormatter
 from dataclasses import asdict, dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
@@ -106,7 +107,7 @@ class PartArguments(CheckpointArguments, LoaderArguments, ViewArguments):
         return CheckpointArguments(**{group.name: getattr(self, group.name) for group in fields(CheckpointArguments)})
 
     def check_parts(self) -> None:
-        """Raises ValueError for flags that do not go together."""
+        """Raises ValueError for flags that do not go together, ImportError for --engine ray without Ray."""
         if self.stride is not None and self.window is None:
             raise ValueError(f"--stride {self.stride} is for windows: give --window too")
         for name in ("window", "stride"):
@@ -118,6 +119,8 @@ class PartArguments(CheckpointArguments, LoaderArguments, ViewArguments):
         for name in ("ray_address", "ray_actors"):
             if getattr(self, name) is not None and self.engine != "ray":
                 raise ValueError(f"--{name} {getattr(self, name)} is for --engine ray")
+        if self.engine == "ray" and find_spec("ray") is None:
+            raise ImportError("--engine ray needs Ray Data: pip install '.[ray]'")
 
 
 # Of fine-tuning ------------------------------------------------------------------------------------------------------

@@ -83,7 +83,13 @@ def go_through(
     args: PartArguments,
     accelerator: Accelerator,
 ) -> None:
-    """Makes the shards that are missing: this process its share of them, or a Ray cluster all (collective)."""
+    """Makes the shards that are missing: this process its share of them, or a Ray cluster all (collective).
+
+    Raises:
+        ValueError: several processes, each with a Ray cluster.
+    """
+    if args.engine == "ray" and accelerator.num_processes > 1:
+        raise ValueError(f"--engine ray shares the work out from one process, got {accelerator.num_processes}")
     if accelerator.is_main_process:
         shards.prepare()
     accelerator.wait_for_everyone()
