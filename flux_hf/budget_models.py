@@ -233,20 +233,24 @@ class TokenBudgetEncoder:
     @auto_docstring
     def forward(
         self,
-        pixel_values_videos: torch.FloatTensor,
+        pixel_values_videos: torch.FloatTensor | Sequence[torch.FloatTensor],
         token_budget: int | None = None,
         head: int | None = None,
         keep_indices: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> FluxViTModelOutput:
         r"""
+        pixel_values_videos (`torch.FloatTensor` of shape `(batch_size, num_frames, num_channels, height, width)`):
+            Clips; or a list of clips of any shapes, each `(num_frames, num_channels, height, width)` or with views in
+            front, encoded as one batch: a row of the output for each clip, or view, in the order of the list.
         token_budget (`int`, *optional*, defaults to `config.token_budget`):
-            How many patches to encode. At or above the number of patches of the clip, all are.
+            How many patches to encode. At or above the number of patches of the clip, all are; of the clips of a list
+            equally many must be.
         head (`int`, *optional*):
             Index into `config.token_budgets`: whose pooling to use. By default that of the one trained nearest the
             number of tokens kept, a tie going to the larger budget.
         keep_indices (`torch.LongTensor` of shape `(batch_size, kept_tokens)`, *optional*):
-            Encode these patches (rising positions in the flattened (time, row, column) patch grid) instead of
+            Encode these patches (rising positions in the clip's flattened (time, row, column) patch grid) instead of
             selecting by `token_budget`.
 
         Examples:
@@ -299,7 +303,7 @@ class TokenBudgetClassifier:
     @auto_docstring
     def forward(
         self,
-        pixel_values_videos: torch.FloatTensor,
+        pixel_values_videos: torch.FloatTensor | Sequence[torch.FloatTensor],
         token_budget: int | None = None,
         head: int | None = None,
         labels: torch.Tensor | None = None,
@@ -307,8 +311,12 @@ class TokenBudgetClassifier:
         **kwargs: Unpack[TransformersKwargs],
     ) -> FluxViTForVideoClassificationOutput:
         r"""
+        pixel_values_videos (`torch.FloatTensor` of shape `(batch_size, num_frames, num_channels, height, width)`):
+            Clips; or a list of clips of any shapes, each `(num_frames, num_channels, height, width)` or with views in
+            front, encoded as one batch: a row of the output for each clip, or view, in the order of the list.
         token_budget (`int`, *optional*, defaults to `config.token_budget`):
-            How many patches to encode. At or above the number of patches of the clip, all are.
+            How many patches to encode. At or above the number of patches of the clip, all are; of the clips of a list
+            equally many must be.
         head (`int`, *optional*):
             Index into `config.token_budgets`: whose pooling and classifier to use. By default those of the one trained
             nearest the number of tokens kept, a tie going to the larger budget.
@@ -316,7 +324,7 @@ class TokenBudgetClassifier:
             Class indices `(batch_size,)`, multi-label targets `(batch_size, num_labels)` in float, or regression
             targets, as `config.problem_type` says.
         keep_indices (`torch.LongTensor` of shape `(batch_size, kept_tokens)`, *optional*):
-            Encode these patches (rising positions in the flattened (time, row, column) patch grid) instead of
+            Encode these patches (rising positions in the clip's flattened (time, row, column) patch grid) instead of
             selecting by `token_budget`.
 
         Examples:

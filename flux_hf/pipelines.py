@@ -89,7 +89,8 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
             backend: Decoder of files, "pyav" or "decord"; the processor's if not given.
             top_k: Labels returned, at most the model's; 5 by default.
             function_to_apply: "softmax", "sigmoid" or "none"; by the model's problem type if not given.
-            batch_size: Videos in a forward pass, each of num_clips * num_crops views; 1 by default.
+            batch_size: Videos in a forward pass, each of num_clips * num_crops views; 1 by default. Successive ones of
+                which equally many tokens are kept, whatever their shapes.
             num_workers: Decoding threads.
 
         Returns:
