@@ -143,7 +143,7 @@ class TokenBudgetModel:
         raise NotImplementedError
 
     def count_kept(self, num_frames: int, height: int, width: int, token_budget: int | None = None) -> int:
-        """How many tokens of a clip are kept: clips of one number may be a batch, whatever their shapes.
+        """How many tokens of a clip are kept: a list takes clips of which equally many are.
 
         Args:
             num_frames, height, width: Of the clip; whole tubelets and patches.
@@ -197,8 +197,9 @@ class TokenBudgetEncoder:
         self, clips: Sequence[Tensor], token_budget: int | None, keep_indices: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """`_start` of clips of several shapes, those of one shape together; all views in the order of the list."""
-        groups, views = group_by_shape(clips), [1 if clip.ndim == 4 else len(clip) for clip in clips]
+        groups = group_by_shape(clips)
         if keep_indices is not None:
+            views = [1 if clip.ndim == 4 else len(clip) for clip in clips]
             check_keep_indices(keep_indices, sum(views), max(self._tokens_of(clips)))
             given = keep_indices.split(views)
         started = []

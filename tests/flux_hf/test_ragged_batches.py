@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from flux_models import NAMES, flux_model
-from test_modeling import tiny_model
+from flux_models import NAMES, flux_model, with_random_weights
 
-from flux_hf import FluxForVideoClassification, FluxModel, FluxViTForVideoClassification, FluxViTModel
+from flux_hf import FluxForVideoClassification, FluxModel, FluxViTConfig, FluxViTForVideoClassification, FluxViTModel
 
 
 # Frames, rows and columns of patches: one frame, two, an odd number, a shape that comes again behind others, all kept.
@@ -18,9 +17,12 @@ ANY_FORM = pytest.mark.parametrize("form", FORMS)
 def make_model(
     form: str, attention: str = "sdpa", **options
 ) -> FluxViTForVideoClassification | FluxForVideoClassification:
-    if form == "fluxvit":
-        return tiny_model(attn_implementation=attention, initializer_range=0.2, **options)
-    return flux_model(form, attention=attention, **options)
+    if form != "fluxvit":
+        return flux_model(form, attention=attention, **options)
+    sizes = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 96}
+    heads = {"num_pooling_heads": 4, "projection_dim": 32, "num_labels": 5, "token_budgets": [96, 64, 32]}
+    config = FluxViTConfig(**sizes, **heads, position_embedding_grid=[8, 4, 4], **{"token_budget": 64, **options})
+    return with_random_weights(FluxViTForVideoClassification._from_config(config, attn_implementation=attention))
 
 
 def clip(form: str, frames: int, rows: int, columns: int, views: int | None = None, seed: int = 0) -> torch.Tensor:
