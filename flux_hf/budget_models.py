@@ -1,12 +1,14 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
 """What token budgets make of any model: FluxViT and Flux around other encoders share these classes.
 
-A model brings the four steps of `flux_hf.protocol` (`embed`, `_encode`, `pool`, `classify`); here they are composed.
+A model brings the four steps of `flux_hf.protocol` (`embed`, `_place` and `_run`, `pool`, `classify`); here they are
+composed, for clips of one shape in a tensor, and of several in a list: those are one batch from the first layer on.
 Shape letters: B batch, T frames, T' = T / tubelet_size, L patches a frame, D width, K kept tokens, n class tokens,
 P projection width.
 """
 
 import copy
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +23,7 @@ from transformers.utils import TransformersKwargs, auto_docstring, can_return_tu
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .patch_grids import check_keep_indices
+from .patch_grids import check_keep_indices, group_by_shape, join_groups
 from .token_selection import as_count, select_tokens_at_budgets
 
 
@@ -124,7 +126,39 @@ class TokenBudgetModel:
         self, patches: Tensor, grid: Any, keep_indices: Tensor, layers: Sequence[int], in_order: bool, **kwargs
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """`encode` without its checks; `in_order`: whether the indices rise."""
+        hidden_states, told = self._place(patches, grid, keep_indices, in_order)
+        return self._run(hidden_states, told, layers, **kwargs)
+
+    def _place(
+        self, patches: Tensor, grid: Any, keep_indices: Tensor, in_order: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The class token and the kept patches at their positions, (B, n + K, D), and what layers are told beside them,
+        (B or 1, ...)."""
         raise NotImplementedError
+
+    def _run(
+        self, hidden_states: Tensor, told: dict[str, Tensor], layers: Sequence[int], **kwargs
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """What `encode` gives, of what `_place` gave."""
+        raise NotImplementedError
+
+    def count_kept(self, num_frames: int, height: int, width: int, token_budget: int | None = None) -> int:
+        """How many tokens of a clip are kept: a list takes clips of which equally many are.
+
+        Args:
+            num_frames, height, width: Of the clip; whole tubelets and patches.
+            token_budget: As in `forward`.
+        """
+        budget = self.config.token_budget if token_budget is None else token_budget
+        grid = self._grid_of(num_frames, height, width)
+        [keep_indices] = self.select(torch.empty(1, *grid, 1, device="meta"), [budget])
+        return keep_indices.shape[1]
+
+    def _grid_of(self, num_frames: int, height: int, width: int) -> tuple[int, int]:
+        """(T', L) of a clip."""
+        tubelet, patch = self.config.tubelet_size, self.config.patch_size
+        # V-JEPA 2 makes a tubelet of an image
+        return max(num_frames // tubelet, 1), (height // patch) * (width // patch)
 
     def resolve_head(self, kept_tokens: int, head: int | None = None) -> int:
         """The head to use: `head`, or the one trained nearest `kept_tokens`, ties to the larger budget.
@@ -147,25 +181,77 @@ class TokenBudgetModel:
 class TokenBudgetEncoder:
     """Of an encoder with its poolings: `forward`, which composes the steps."""
 
+    def _start(
+        self, pixel_values_videos: Tensor, token_budget: int | None, keep_indices: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Clips (B, T, C, H, W) up to the first layer: what `_place` gives, and the keep_indices."""
+        patches, grid = self.embed(pixel_values_videos)
+        given = keep_indices is not None  # in any order, then
+        if given:
+            check_keep_indices(keep_indices, patches.shape[0], patches.shape[1] * patches.shape[2])
+        else:
+            [keep_indices] = self.select(patches, [token_budget])
+        return *self._place(patches, grid, keep_indices, in_order=not given), keep_indices
+
+    def _start_list(
+        self, clips: Sequence[Tensor], token_budget: int | None, keep_indices: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """`_start` of clips of several shapes, those of one shape together; all views in the order of the list."""
+        groups = group_by_shape(clips)
+        if keep_indices is not None:
+            views = [1 if clip.ndim == 4 else len(clip) for clip in clips]
+            check_keep_indices(keep_indices, sum(views), max(self._tokens_of(clips)))
+            given = keep_indices.split(views)
+        started = []
+        for group in groups:
+            chosen = None if keep_indices is None else torch.cat([given[index] for index in group])
+            try:
+                started.append(self._start(torch.cat(list(group.values())), token_budget, chosen))
+            except ValueError as error:
+                raise ValueError(f"clips {list(group)} of the list: {error}") from error
+        placed, tellings, kept = zip(*started, strict=True)
+        if len({indices.shape[1] for indices in kept}) > 1:
+            raise ValueError(self._why_not_one_batch(clips, token_budget))
+        told = {name: join_groups([telling[name] for telling in tellings], groups) for name in tellings[0]}
+        return join_groups(placed, groups), told, join_groups(kept, groups)
+
+    def _tokens_of(self, clips: Sequence[Tensor]) -> list[int]:
+        """How many tokens each clip of a list has."""
+        return [math.prod(self._grid_of(clip.shape[-4], *clip.shape[-2:])) for clip in clips]
+
+    def _why_not_one_batch(self, clips: Sequence[Tensor], token_budget: int | None) -> str:
+        tokens = self._tokens_of(clips)
+        fewest = min(tokens)
+        if token_budget is None or token_budget > fewest:
+            why = f"clip {tokens.index(fewest)} has only {fewest}: the largest token_budget for this list is {fewest}"
+        else:
+            kept = [self.count_kept(clip.shape[-4], *clip.shape[-2:], token_budget) for clip in clips]
+            why = f"token_selection={self.config.token_selection!r} keeps {kept} of them"
+        return f"at token_budget={token_budget} clips of a list must keep equally many tokens, but {why}"
+
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     @auto_docstring
     def forward(
         self,
-        pixel_values_videos: torch.FloatTensor,
+        pixel_values_videos: torch.FloatTensor | Sequence[torch.FloatTensor],
         token_budget: int | None = None,
         head: int | None = None,
         keep_indices: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> FluxViTModelOutput:
         r"""
+        pixel_values_videos (`torch.FloatTensor` of shape `(batch_size, num_frames, num_channels, height, width)`):
+            Clips; or a list of clips of any shapes, each `(num_frames, num_channels, height, width)` or with views in
+            front, encoded as one batch: a row of the output for each clip, or view, in the order of the list.
         token_budget (`int`, *optional*, defaults to `config.token_budget`):
-            How many patches to encode. At or above the number of patches of the clip, all are.
+            How many patches to encode. At or above the number of patches of the clip, all are; of the clips of a list
+            equally many must be.
         head (`int`, *optional*):
             Index into `config.token_budgets`: whose pooling to use. By default that of the one trained nearest the
             number of tokens kept, a tie going to the larger budget.
         keep_indices (`torch.LongTensor` of shape `(batch_size, kept_tokens)`, *optional*):
-            Encode these patches (rising positions in the flattened (time, row, column) patch grid) instead of
+            Encode these patches (rising positions in the clip's flattened (time, row, column) patch grid) instead of
             selecting by `token_budget`.
 
         Examples:
@@ -183,13 +269,9 @@ class TokenBudgetEncoder:
         ```
         """
         token_budget = self.config.token_budget if token_budget is None else as_count("token_budget", token_budget)
-        patches, grid = self.embed(pixel_values_videos)
-        given = keep_indices is not None  # in any order, then
-        if given:
-            check_keep_indices(keep_indices, patches.shape[0], patches.shape[1] * patches.shape[2])
-        else:
-            [keep_indices] = self.select(patches, [token_budget])
-        hidden_states, _ = self._encode(patches, grid, keep_indices, (), in_order=not given, **kwargs)
+        start = self._start_list if isinstance(pixel_values_videos, (list, tuple)) else self._start
+        hidden_states, told, keep_indices = start(pixel_values_videos, token_budget, keep_indices)
+        hidden_states, _ = self._run(hidden_states, told, (), **kwargs)
         pooled, _ = self.pool(hidden_states, self.resolve_head(keep_indices.shape[1], head), **kwargs)
         return FluxViTModelOutput(last_hidden_state=hidden_states, pooler_output=pooled, keep_indices=keep_indices)
 
@@ -222,7 +304,7 @@ class TokenBudgetClassifier:
     @auto_docstring
     def forward(
         self,
-        pixel_values_videos: torch.FloatTensor,
+        pixel_values_videos: torch.FloatTensor | Sequence[torch.FloatTensor],
         token_budget: int | None = None,
         head: int | None = None,
         labels: torch.Tensor | None = None,
@@ -230,8 +312,12 @@ class TokenBudgetClassifier:
         **kwargs: Unpack[TransformersKwargs],
     ) -> FluxViTForVideoClassificationOutput:
         r"""
+        pixel_values_videos (`torch.FloatTensor` of shape `(batch_size, num_frames, num_channels, height, width)`):
+            Clips; or a list of clips of any shapes, each `(num_frames, num_channels, height, width)` or with views in
+            front, encoded as one batch: a row of the output for each clip, or view, in the order of the list.
         token_budget (`int`, *optional*, defaults to `config.token_budget`):
-            How many patches to encode. At or above the number of patches of the clip, all are.
+            How many patches to encode. At or above the number of patches of the clip, all are; of the clips of a list
+            equally many must be.
         head (`int`, *optional*):
             Index into `config.token_budgets`: whose pooling and classifier to use. By default those of the one trained
             nearest the number of tokens kept, a tie going to the larger budget.
@@ -239,7 +325,7 @@ class TokenBudgetClassifier:
             Class indices `(batch_size,)`, multi-label targets `(batch_size, num_labels)` in float, or regression
             targets, as `config.problem_type` says.
         keep_indices (`torch.LongTensor` of shape `(batch_size, kept_tokens)`, *optional*):
-            Encode these patches (rising positions in the flattened (time, row, column) patch grid) instead of
+            Encode these patches (rising positions in the clip's flattened (time, row, column) patch grid) instead of
             selecting by `token_budget`.
 
         Examples:
@@ -290,7 +376,7 @@ class TokenBudgetClassifier:
             raise ValueError(f"num_frames must be a multiple of {config.tubelet_size}, got {num_frames}")
         if height % config.patch_size or width % config.patch_size:
             raise ValueError(f"size must be a multiple of {config.patch_size}, got {size}")
-        patches = num_frames // config.tubelet_size * (height // config.patch_size) * (width // config.patch_size)
+        patches = math.prod(self._grid_of(num_frames, height, width))
         budget = config.token_budget if token_budget is None else as_count("token_budget", token_budget)
         kept = patches if budget is None else min(budget, patches)
         pixels = config.num_channels * config.tubelet_size * config.patch_size**2

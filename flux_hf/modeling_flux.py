@@ -91,11 +91,12 @@ class FluxPreTrainedModel(TokenBudgetModel, PreTrainedModel):
         base = self.base_model
         return base.taken_apart.embed(base.backbone, pixel_values_videos)
 
-    def _encode(
-        self, patches: Tensor, grid: FluxGrid, keep_indices: Tensor, layers: Sequence[int], in_order: bool, **kwargs
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _place(self, patches, grid, keep_indices, in_order):
+        base = self.base_model
+        return base.taken_apart.place(base.backbone, patches, grid, keep_indices, in_order)
+
+    def _run(self, hidden_states, told, layers, **kwargs):
         base, states = self.base_model, {}
-        hidden_states, told = base.taken_apart.place(base.backbone, patches, grid, keep_indices, in_order)
         for index, layer in enumerate(base.taken_apart.layers(base.backbone)):
             hidden_states = base.taken_apart.run(layer, hidden_states, told)
             if index in layers:

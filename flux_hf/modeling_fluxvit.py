@@ -219,12 +219,6 @@ class FluxViTEmbeddings(nn.Module):
         return patches, FluxViTGrid(patches.shape[1], rows, columns, class_token, positions[:, 1:])
 
 
-def _place(patches: Tensor, grid: FluxViTGrid, keep_indices: Tensor, in_order: bool) -> Tensor:
-    """The class token and the kept patches at their positions, (B, 1 + K, D); `in_order`: the indices rise."""
-    tokens = patches.flatten(1, 2).to(grid.class_token.dtype)
-    return torch.cat([grid.class_token, place_patches(tokens, grid.positions, keep_indices, in_order)], dim=1)
-
-
 def eager_attention_forward(
     module: nn.Module,
     query: Tensor,
@@ -491,8 +485,12 @@ class FluxViTPreTrainedModel(TokenBudgetModel, PreTrainedModel):
         """
         return self.base_model.embeddings(pixel_values_videos)
 
-    def _encode(self, patches, grid, keep_indices, layers, in_order, **kwargs):
-        return self.base_model.encoder(_place(patches, grid, keep_indices, in_order), layers, **kwargs)
+    def _place(self, patches, grid, keep_indices, in_order):
+        tokens = patches.flatten(1, 2).to(grid.class_token.dtype)
+        return torch.cat([grid.class_token, place_patches(tokens, grid.positions, keep_indices, in_order)], dim=1), {}
+
+    def _run(self, hidden_states, told, layers, **kwargs):
+        return self.base_model.encoder(hidden_states, layers, **told, **kwargs)
 
     def pool(
         self, hidden_states: Tensor, head: int, attention: bool = False, **kwargs: Unpack[TransformersKwargs]

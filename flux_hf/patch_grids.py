@@ -24,6 +24,42 @@ def check_clip(pixel_values_videos: Tensor, num_channels: int, tubelet_size: int
         raise ValueError(f"height and width must be multiples of {patch_size}, got {height}x{width}")
 
 
+def group_by_shape(clips: Sequence[Tensor]) -> list[dict[int, Tensor]]:
+    """The clips of a list, those of one shape together.
+
+    Args:
+        clips: (T, C, H, W) each, or (V, T, C, H, W), V views of one.
+
+    Returns:
+        For each shape its clips by their place in the list, each (V, T, C, H, W).
+
+    Raises:
+        ValueError: an empty list, or an entry of another kind or rank.
+    """
+    if not clips:
+        raise ValueError("pixel_values_videos must hold at least one clip, got an empty list")
+    groups: dict[tuple[int, ...], dict[int, Tensor]] = {}
+    for index, clip in enumerate(clips):
+        if not isinstance(clip, Tensor) or clip.ndim not in (4, 5):
+            found = f"shape {tuple(clip.shape)}" if isinstance(clip, Tensor) else type(clip).__name__
+            raise ValueError(
+                "a clip of a list must be (frames, channels, height, width), or (views, frames, channels, height, "
+                f"width), got {found} for clip {index}"
+            )
+        views = clip if clip.ndim == 5 else clip[None]
+        groups.setdefault(tuple(views.shape[1:]), {})[index] = views
+    return list(groups.values())
+
+
+def join_groups(of_groups: Sequence[Tensor], groups: Sequence[dict[int, Tensor]]) -> Tensor:
+    """What was made of each group, (its views, or 1 for them all, ...) -> (all views, ...) in the order of the list."""
+    by_clip: dict[int, Tensor] = {}
+    for made, group in zip(of_groups, groups, strict=True):
+        views = [len(clip) for clip in group.values()]
+        by_clip |= zip(group, made.expand(sum(views), *made.shape[1:]).split(views), strict=True)
+    return torch.cat([by_clip[index] for index in range(len(by_clip))])
+
+
 def check_keep_indices(keep_indices: Tensor, batch: int, num_patches: int) -> None:
     """Raises ValueError unless `keep_indices` is (batch, 1 to num_patches) of integers in [0, num_patches)."""
     if not isinstance(keep_indices, Tensor) or keep_indices.dtype not in (torch.int64, torch.int32):
@@ -116,4 +152,12 @@ def scatter_to_grid(
     return volume.unflatten(1, (frames, rows, columns)), kept.unflatten(1, (frames, rows, columns))
 
 
-__all__ = ["check_clip", "check_keep_indices", "place_patches", "resize_position_table", "scatter_to_grid"]
+__all__ = [
+    "check_clip",
+    "check_keep_indices",
+    "group_by_shape",
+    "join_groups",
+    "place_patches",
+    "resize_position_table",
+    "scatter_to_grid",
+]

@@ -89,7 +89,8 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
             backend: Decoder of files, "pyav" or "decord"; the processor's if not given.
             top_k: Labels returned, at most the model's; 5 by default.
             function_to_apply: "softmax", "sigmoid" or "none"; by the model's problem type if not given.
-            batch_size: Videos in a forward pass, each of num_clips * num_crops views; 1 by default.
+            batch_size: Videos in a forward pass, each of num_clips * num_crops views; 1 by default. Successive ones of
+                which equally many tokens are kept, whatever their shapes.
             num_workers: Decoding threads.
 
         Returns:
@@ -234,12 +235,28 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
     ) -> Iterator[list[dict[str, Any]]]:
         """One result a video, in order; up to `batch_size` videos a forward pass, the next ones decoding meanwhile."""
         prepared = self._decode_ahead(inputs, num_workers or DEFAULT_DECODE_THREADS, batch_size, preprocess_params)
-        for batch in _batches_of_one_shape(prepared, batch_size):
-            views = [len(clip["pixel_values_videos"]) for clip in batch]
-            joined = {"pixel_values_videos": torch.cat([clip["pixel_values_videos"] for clip in batch])}
-            logits = self.forward(joined, **forward_params)["logits"]
-            for clip_logits in logits.split(views):
+        for batch in self._batches(prepared, batch_size, forward_params.get("token_budget")):
+            one_shape = len({clip.shape[1:] for clip in batch}) == 1
+            inputs = {"pixel_values_videos": torch.cat(batch) if one_shape else batch}
+            logits = self.forward(inputs, **forward_params)["logits"]
+            for clip_logits in logits.split([len(clip) for clip in batch]):
                 yield self.postprocess({"logits": clip_logits}, **postprocess_params)
+
+    def _batches(
+        self, clips: Iterable[dict[str, torch.Tensor]], batch_size: int, token_budget: int | None
+    ) -> Iterator[list[torch.Tensor]]:
+        """Runs of up to `batch_size` successive clips (V, T, 3, H, W) of whose views equally many tokens are kept."""
+        batch, kept_before = [], None
+        for clip in clips:
+            views = clip["pixel_values_videos"]
+            kept = self.model.count_kept(views.shape[1], *views.shape[3:], token_budget)
+            if batch and (len(batch) == batch_size or kept != kept_before):
+                yield batch
+                batch = []
+            batch.append(views)
+            kept_before = kept
+        if batch:
+            yield batch
 
     def _decode_ahead(
         self, inputs: Iterable, num_threads: int, batch_size: int, preprocess_params: dict
@@ -257,21 +274,6 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _batches_of_one_shape(
-    clips: Iterable[dict[str, torch.Tensor]], batch_size: int
-) -> Iterator[list[dict[str, torch.Tensor]]]:
-    """Runs of up to `batch_size` successive clips whose views have one shape."""
-    batch: list[dict[str, torch.Tensor]] = []
-    for clip in clips:
-        shape = clip["pixel_values_videos"].shape[1:]
-        if batch and (len(batch) == batch_size or batch[0]["pixel_values_videos"].shape[1:] != shape):
-            yield batch
-            batch = []
-        batch.append(clip)
-    if batch:
-        yield batch
 
 
 __all__ = ["FluxViTVideoClassificationPipeline"]

@@ -18,7 +18,7 @@ from transformers.image_utils import (
     PILImageResampling,
 )
 from transformers.processing_utils import Unpack, VideosKwargs
-from transformers.utils import logging
+from transformers.utils import TensorType, logging
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
@@ -71,6 +71,7 @@ class FluxViTVideoProcessorKwargs(VideosKwargs, total=False):
 
 class FluxViTVideoProcessor(BaseVideoProcessor):
     """Videos in, `pixel_values_videos` (B*V, T, 3, H, W) float32 out; V = `num_clips` x `num_crops` views of a video.
+    Where views differ in shape it is a list of them, each (T, 3, H, W), which the models take too.
 
     A video is a path, a URL, bytes or a binary file object (decoded, and sampled by default); or frames: (T, H, W, C)
     or (T, C, H, W) numpy or torch, a list of PIL images or of frame arrays. Lists of these, mixed, are a batch. Views
@@ -185,12 +186,13 @@ class FluxViTVideoProcessor(BaseVideoProcessor):
                 `video_metadata`, one entry a video, for `fps` sampling of frames in memory; `return_metadata`.
 
         Returns:
-            BatchFeature with `pixel_values_videos`: (B*V, T, 3, H, W), or without `return_tensors` the list of its
-            B*V rows; and with `return_metadata` also `video_metadata`, one entry a video.
+            BatchFeature with `pixel_values_videos`: (B*V, T, 3, H, W), or the list of its B*V rows without
+            `return_tensors` and where their shapes differ; and with `return_metadata` also `video_metadata`, one entry
+            a video.
 
         Raises:
             VideoDecodeError: a file that cannot be decoded.
-            ValueError: a value out of range, or views of different shapes together with `return_tensors`.
+            ValueError: a value out of range, or views of different shapes with `return_tensors` other than "pt".
         """
         options = self._call_options(kwargs)
         sources = flatten_videos(videos)
@@ -203,12 +205,15 @@ class FluxViTVideoProcessor(BaseVideoProcessor):
         return_tensors = options["return_tensors"]
         if return_tensors is not None:
             shapes = sorted({tuple(view.shape) for view in views})
-            if len(shapes) > 1:
+            if len(shapes) == 1:
+                views = torch.stack(views)
+            elif return_tensors == TensorType.PYTORCH:
+                return_tensors = None  # a list of tensors, which the models take
+            else:
                 raise ValueError(
-                    f"views of different shapes {shapes} cannot be one tensor: drop `return_tensors`, crop them to "
-                    "one size, or sample the same number of frames from each"
+                    f"views of different shapes {shapes} cannot be one array: ask for `return_tensors='pt'`, which "
+                    "gives a list, crop them to one size, or sample the same number of frames from each"
                 )
-            views = torch.stack(views)
         data = BatchFeature(data={"pixel_values_videos": views}, tensor_type=return_tensors)
         if options["return_metadata"]:
             data["video_metadata"] = metadata

@@ -175,6 +175,27 @@ def test_a_flux_folder_through_both_pipelines(name, folders, clips, tmp_path, ca
     assert [len(result) for result in views] == [5, 5]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_clips_of_different_shapes_are_one_batch(name, folders, clips, tmp_path):
+    tall = tmp_path / "tall.mp4"
+    tall.write_bytes(encode("libx264", 12, size=(96, 160)))
+    classify, videos = make_pipeline(folders[name]), [*clips, str(tall), clips[0]]
+    classify.video_processor.keep_aspect_ratio, classify.video_processor.patch_size = True, 8
+    assert len({classify.preprocess(video)["pixel_values_videos"].shape for video in videos}) == 3
+    batches, flux = [], classify.model.flux
+    first = flux.taken_apart.layers(flux.backbone)[0]
+    hook = first.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
+    together = classify(videos, batch_size=4, token_budget=20, num_clips=2)
+    hook.remove()
+    assert batches == [8]
+    for result, video in zip(together, videos, strict=True):
+        values = classify.preprocess(video, num_clips=2)["pixel_values_videos"]
+        with torch.no_grad():
+            scores = classify.model(values, token_budget=20).logits.softmax(-1).mean(0)
+        for entry in result:
+            assert entry["score"] == pytest.approx(scores[int(entry["label"].split()[1])].item(), abs=1e-5)
+
+
 def test_a_processor_that_gives_other_values_is_refused(folders):
     model = load_classifier(folders["videomae"])
     with pytest.raises(ValueError, match="must rescale and normalise"):

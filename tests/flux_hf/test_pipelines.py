@@ -152,14 +152,68 @@ def test_batches_keep_order_and_scores(classify, model, processor, clips, batch_
         assert_scores(result, expected_scores(model, processor, clip, 30, num_clips=2), 3)
 
 
-def test_batches_of_clips_whose_shapes_differ(model, clips, tmp_path):
-    tall = tmp_path / "tall.mp4"
-    tall.write_bytes(encode("libx264", 10, size=(96, 160)))
+@pytest.fixture(scope="module")
+def mixed_clips(clips, tmp_path_factory) -> list[str]:
+    """Wide, tall and square ones, as the files come."""
+    folder, paths = tmp_path_factory.mktemp("mixed"), []
+    for index, size in enumerate(((96, 160), (128, 128))):
+        paths.append(str(folder / f"clip{index}.mp4"))
+        Path(paths[-1]).write_bytes(encode("libx264", 10, size=size, first=index * 50))
+    return [clips[0], paths[0], clips[1], paths[1], clips[2]]
+
+
+@pytest.fixture
+def shown(model):
+    """Shapes of what the model is given, a list where it is one, call by call; and the batches of its first layer."""
+    seen = {"inputs": [], "layers": []}
+
+    def look(_, args, kwargs):
+        pixels = kwargs["pixel_values_videos"]
+        shapes = tuple(pixels.shape) if isinstance(pixels, torch.Tensor) else [tuple(clip.shape) for clip in pixels]
+        seen["inputs"].append(shapes)
+
+    hooks = [
+        model.register_forward_pre_hook(look, with_kwargs=True),
+        model.fluxvit.encoder.layer[0].register_forward_pre_hook(lambda _, args: seen["layers"].append(len(args[0]))),
+    ]
+    yield seen
+    for hook in hooks:
+        hook.remove()
+
+
+@pytest.fixture(scope="module")
+def classify_whole(model) -> FluxViTVideoClassificationPipeline:
     processor = FluxViTVideoProcessor(size={"shortest_edge": 56}, num_frames=8, keep_aspect_ratio=True)
-    classify = FluxViTVideoClassificationPipeline(model=model, video_processor=processor, device="cpu")
-    videos = [clips[0], str(tall), clips[1], clips[2]]
-    for video, result in zip(videos, classify(videos, batch_size=4), strict=True):
-        assert_scores(result, expected_scores(model, processor, video))
+    return FluxViTVideoClassificationPipeline(model=model, video_processor=processor, device="cpu")
+
+
+@pytest.mark.parametrize(("batch_size", "batches"), [(1, [1, 1, 1, 1, 1]), (2, [2, 2, 1]), (4, [4, 1]), (9, [5])])
+def test_batches_of_clips_whose_shapes_differ(classify_whole, model, mixed_clips, shown, batch_size, batches):
+    results = classify_whole(mixed_clips, batch_size=batch_size)
+    assert shown["layers"] == batches
+    for video, result in zip(mixed_clips, results, strict=True):
+        assert_scores(result, expected_scores(model, classify_whole.video_processor, video))
+
+
+def test_views_of_clips_whose_shapes_differ(classify_whole, model, mixed_clips, shown):
+    results = classify_whole(mixed_clips, batch_size=3, num_clips=2, num_frames=5, token_budget=60)
+    wide, tall, square = (2, 5, 3, 56, 98), (2, 5, 3, 98, 56), (2, 5, 3, 56, 56)
+    assert shown["inputs"] == [[wide, tall, wide], [square, wide]] and shown["layers"] == [6, 4]
+    shown["inputs"].clear()
+    classify_whole(mixed_clips[::2], batch_size=3, num_clips=2, num_frames=5, token_budget=60)
+    assert shown["inputs"] == [(6, *wide[1:])]  # one tensor where it can be
+    for video, result in zip(mixed_clips, results, strict=True):
+        views = {"num_clips": 2, "num_frames": 5}
+        assert_scores(result, expected_scores(model, classify_whole.video_processor, video, 60, **views))
+
+
+@pytest.mark.parametrize("token_budget", [130, 10**6])
+def test_a_batch_ends_where_fewer_tokens_are_kept(classify_whole, model, mixed_clips, shown, token_budget):
+    """Of 8 frames the square clip has 128 tokens, the others 224."""
+    results = classify_whole(mixed_clips, batch_size=9, token_budget=token_budget)
+    assert shown["layers"] == [3, 1, 1]
+    for video, result in zip(mixed_clips, results, strict=True):
+        assert_scores(result, expected_scores(model, classify_whole.video_processor, video, token_budget))
 
 
 def test_every_kind_of_input(classify, model, processor, clips):

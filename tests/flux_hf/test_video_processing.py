@@ -16,6 +16,7 @@ import torch
 import torchvision.transforms.v2.functional as tvF
 import video_files
 from huggingface_hub.errors import StrictDataclassError
+from transformers.utils import TensorType
 from transformers.video_utils import VideoMetadata
 
 from flux_hf.video_decoding import VideoDecodeError, decode_video, sample_frame_indices
@@ -25,6 +26,7 @@ from flux_hf.video_processing_fluxvit import DEFAULT_NUM_FRAMES, FluxViTVideoPro
 REPOSITORY = Path(__file__).parents[2]
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+AT_24 = {"total_num_frames": 4, "fps": 24}
 
 
 @functools.cache
@@ -306,7 +308,22 @@ def test_batches_of_different_lengths(processor):
     rows = processor(batch)["pixel_values_videos"]
     assert [tuple(row.shape) for row in rows] == [(4, 3, 224, 224), (6, 3, 224, 224)]
     with pytest.raises(ValueError, match="different shapes"):
-        processor(batch, return_tensors="pt")
+        processor(batch, return_tensors="np")
+
+
+def test_a_batch_of_different_shapes_is_a_list_that_moves(processor):
+    batch = [random_video(4), clip(20), random_video(6, seed=1), random_video(4, 100, 60)]
+    for return_tensors in ("pt", TensorType.PYTORCH):
+        features = processor(batch, keep_aspect_ratio=True, size=56, return_tensors=return_tensors)
+        rows = features["pixel_values_videos"]
+        shapes = [(4, 3, 56, 98), (12, 3, 56, 98), (6, 3, 56, 98), (4, 3, 98, 56)]
+        assert type(rows) is list and [tuple(row.shape) for row in rows] == shapes
+    for row, video in zip(rows, batch, strict=True):
+        assert torch.equal(row, values(processor, video, keep_aspect_ratio=True, size=56)[0])
+    assert [row.dtype for row in features.to(torch.bfloat16)["pixel_values_videos"]] == [torch.bfloat16] * 4
+    assert [row.device.type for row in features.to("meta")["pixel_values_videos"]] == ["meta"] * 4
+    views = values(processor, batch[:3:2], num_clips=2, fps=12, do_sample_frames=True, video_metadata=[AT_24, AT_24])
+    assert [tuple(view.shape) for view in views] == [(2, 3, 224, 224)] * 2 + [(3, 3, 224, 224)] * 2
 
 
 @pytest.mark.parametrize(
@@ -452,8 +469,6 @@ def test_whole_pictures_in_whole_patches(processor, frame, size, expected):
 def test_whole_pictures_have_one_view(processor):
     with pytest.raises(ValueError, match="`num_crops`=3"):
         processor(random_video(), keep_aspect_ratio=True, num_crops=3)
-    with pytest.raises(ValueError, match="different shapes"):
-        values(processor, [random_video(2, 60, 100), random_video(2, 60, 60)], keep_aspect_ratio=True)
     assert values(processor, [random_video(2, 60, 100)] * 2, keep_aspect_ratio=True).shape == (2, 2, 3, 224, 378)
 
 
