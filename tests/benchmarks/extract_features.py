@@ -3,9 +3,9 @@
 
     python tests/benchmarks/extract_features.py CHECKPOINT DIR [--rounds 3] [-- FLAG ...]
 
-Each way does the videos of the folder in shards of two, with one thread a process, in interleaved rounds. Its rate is that
-from its first shard to its last, so that starting up, which is shown beside it, is not in it. What stands behind `--` is
-given to the command: --dataloader_num_workers 1, say, or --token_budget 512. Prints a table and a line of JSON.
+Each way does the videos of the folder in shards of two, with one thread a process, in interleaved rounds. Its rate is
+that from its first shard to its last, so that starting up, which is shown beside it, is not in it. What stands behind
+`--` is given to the command: --dataloader_num_workers 1, say. Prints a table and a line of JSON.
 """
 
 import argparse
