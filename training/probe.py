@@ -70,7 +70,7 @@ class ProbeArguments(CheckpointArguments, LoaderArguments, HeldOutArguments):
     num_train_epochs: int = flag(20, "epochs of attentive probes")
     num_warmup_epochs: float = flag(1.0, "epochs of linear warm-up, before the cosine")
     train_batch_size: int = flag(32, "clips of a batch of attentive probes")
-    probe_heads: int | None = flag(None, "attention heads; if not given, the most up to 16 that divide the width")
+    probe_heads: int | None = flag(None, "attention heads; if not given, up to 16, of 32 and more")
     per_device_eval_batch_size: int = flag(8, "clips that the encoder is shown at once")
     max_eval_samples: int | None = flag(None, "take only so many clips of each list, evenly spread over it")
     dtype: str = flag("float16", "of the features in the files", ["float16", "float32"])

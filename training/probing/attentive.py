@@ -21,7 +21,7 @@ from ..engine.optim import cosine_schedule
 
 INIT_STD = 0.02
 MLP_RATIO = 4
-MOST_HEADS = 16
+MOST_HEADS, LEAST_HEAD_WIDTH = 16, 32
 
 
 class Linears(nn.Module):
@@ -127,7 +127,7 @@ class AttentiveProbes(nn.Module):
         width: D.
         num_classes: C.
         blocks: 1, or more with self-attention blocks before the last.
-        heads: H; if not given, the most up to 16 that divide D.
+        heads: H; if not given, the most up to 16 that divide D, each of at least 32 (V-JEPA: 16 of 64 and more).
         seed: Of the weights that all begin with.
 
     Raises:
@@ -139,7 +139,8 @@ class AttentiveProbes(nn.Module):
     ):
         super().__init__()
         if heads is None:
-            heads = max(count for count in range(1, MOST_HEADS + 1) if width % count == 0)
+            most = min(MOST_HEADS, max(1, width // LEAST_HEAD_WIDTH))
+            heads = max(count for count in range(1, most + 1) if width % count == 0)
         if width % heads:
             raise ValueError(f"--probe_heads must divide the tokens' width {width}, got {heads}")
         generator = torch.Generator().manual_seed(seed)
