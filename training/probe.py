@@ -6,10 +6,9 @@
     python -m training.probe --model_name_or_path CHECKPOINT --data clips.csv --group_column person --folds 5 \\
         --output_dir probed
 
-
 Linear: logistic regression; knn: the nearest by cosine; attentive: V-JEPA's pooler on the kept tokens, of one block or,
-with attentive4, of four, for a grid of rates and decays at once. All that is chosen is chosen on training
-clips. The model is whatever has token budgets, or an image encoder, read frame by frame. Writes table.md, results.csv,
+with attentive4, of four, for a grid of rates and decays at once. All that is chosen is chosen on training clips. The
+model is whatever has token budgets, or an image encoder, read frame by frame. Writes table.md, results.csv,
 predictions.csv and metrics.json; the features stay in OUTPUT_DIR/features, where the same command after a kill, or one
 with other probes, finds them.
 """
@@ -32,10 +31,10 @@ from .batches import held_out_source
 from .data.reader import Clip
 from .data.sources import label_names, spread
 from .data.targets import ClassTargets, encode_labels
-from .digests import clips_digest, weights_digest
+from .digests import clips_digest, identities, weights_digest
 from .inference.command import describe_command, list_clips
 from .inference.features import Shards
-from .probing.attentive import AttentiveTraining
+from .probing.attentive import AttentiveTraining, heads_of
 from .probing.features import Encoder, load_probed, make_features, open_shards, read_features
 from .probing.probes import ATTENTIVE, PROBES, ProbeSettings
 from .probing.protocol import PREDICTION_COLUMNS, Protocol, run_protocol
@@ -43,7 +42,7 @@ from .probing.report import RESULT_COLUMNS, ProbeResult, markdown_table, result_
 from .probing.samples import Samples
 
 
-# MKL's products else depend on where in memory their factors lie: the same seed would not give the same probe.
+# MKL's products else depend on where in memory their factors lie: one seed would not always give the same probe.
 SAME_BITS = ("MKL_CBWR", "AUTO,STRICT")
 # Flags that a result must tell to be repeated.
 OF_RESULTS = (
@@ -99,6 +98,13 @@ def parse_arguments(arguments: list[str] | None = None) -> ProbeArguments:
         raise ValueError(f"give --validation_data or --validation_split, or --folds, got {given}")
     if args.folds is not None and args.group_column is None:
         raise ValueError(f"--folds {args.folds} parts groups: give --group_column")
+    if args.num_warmup_epochs > args.num_train_epochs:
+        raise ValueError(
+            f"--num_warmup_epochs must be at most --num_train_epochs {args.num_train_epochs}, got "
+            f"{args.num_warmup_epochs}"
+        )
+    if args.shots and not set(args.probes) - set(ATTENTIVE):
+        raise ValueError(f"--shots {args.shots} is for linear and knn, got --probes {args.probes}")
     if args.multi_label:
         raise ValueError("--multi_label: probes give each clip one label")
     return args
@@ -121,11 +127,17 @@ def read_parts(args: ProbeArguments) -> tuple[dict[str, Listed], list[str]]:
     """The lists "train" and, unless there are folds, "test", without features; and the classes.
 
     Raises:
-        ValueError: as `read_clips`; or a label that no training clip has.
+        ValueError: as `read_clips`; a label that no training clip has, or clips of both lists.
     """
     lists = {"train": spread(list_clips(args), args.max_eval_samples)}
     if args.folds is None:
         lists["test"] = spread(list_clips(held_out_source(args)), args.max_eval_samples)
+        known = set(identities(lists["train"]))
+        shared = [
+            clip.name for clip, told in zip(lists["test"], identities(lists["test"]), strict=True) if told in known
+        ]
+        if shared:
+            raise ValueError(f"{len(shared)} clips are to be trained on and tested, the first {shared[0]!r}")
     classes = label_names(lists["train"])
     targets = ClassTargets({name: index for index, name in enumerate(classes)})
     parts = {}
@@ -140,9 +152,9 @@ def read_parts(args: ProbeArguments) -> tuple[dict[str, Listed], list[str]]:
 
 
 def store_features(
-    args: ProbeArguments, part: str, clips: Sequence[Clip], encoder: Encoder, accelerator: Accelerator
-) -> list[Shards]:
-    """Makes a list's features as far as they are missing (collective). Returns the shards of each point.
+    args: ProbeArguments, parts: dict[str, Listed], encoder: Encoder, accelerator: Accelerator
+) -> dict[str, list[Shards]]:
+    """Makes the features of all lists as far as they are missing (collective). Returns the shards of each point.
 
     Raises:
         ValueError: the folder holds features that were made otherwise.
@@ -155,19 +167,22 @@ def store_features(
         "model": weights_digest(encoder.model),
         "config": encoder.model.config.to_json_string(),
         "processor": encoder.processor.to_json_string(),
-        "clips": clips_digest(clips),
     }
-    directory = Path(args.output_dir) / "features" / part
-    shards = [open_shards(directory, encoder, point, args.has_tokens, origin, args.dtype) for point in encoder.points]
-    if accelerator.is_main_process:
-        for of_point in shards:
-            of_point.directory.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(of_point.directory)
-            of_point.prepare()
-    accelerator.wait_for_everyone()
-    loading = (args.clips_per_shard, args.per_device_eval_batch_size, args.dataloader_num_workers)
-    make_features(clips, encoder, shards, *loading, accelerator)
-    return shards
+    stored = {}
+    for part, (clips, _) in parts.items():
+        directory, of_part = Path(args.output_dir) / "features" / part, {**origin, "clips": clips_digest(clips)}
+        stored[part] = [
+            open_shards(directory, encoder, point, args.has_tokens, of_part, args.dtype) for point in encoder.points
+        ]
+        if accelerator.is_main_process:
+            for shards in stored[part]:
+                shards.directory.mkdir(parents=True, exist_ok=True)
+                remove_leftovers(shards.directory)
+                shards.prepare()
+        accelerator.wait_for_everyone()
+        loading = (args.clips_per_shard, args.per_device_eval_batch_size, args.dataloader_num_workers)
+        make_features(clips, encoder, stored[part], *loading, accelerator)
+    return stored
 
 
 def probe(
@@ -200,12 +215,14 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault(*SAME_BITS)
     accelerator = Accelerator()
     parts, classes = read_parts(args)
+    settings = settings_of(args, accelerator.device)
     listed = {part: samples for part, (_, samples) in parts.items()}
-    args.protocol.check(listed["train"], listed.get("test"), classes)
+    args.protocol.check(listed["train"], listed.get("test"), classes, settings.neighbors)
     encoder = load_probed(args, accelerator, args.num_frames, args.size, args.token_budgets)
-    shards = {part: store_features(args, part, clips, encoder, accelerator) for part, (clips, _) in parts.items()}
+    heads_of(encoder.widths(encoder.points[0]).hidden, args.probe_heads)  # or an error, before the features are made
+    shards = store_features(args, parts, encoder, accelerator)
     if accelerator.is_main_process:
-        results, rows = probe(args, parts, classes, encoder, shards, settings_of(args, accelerator.device))
+        results, rows = probe(args, parts, classes, encoder, shards, settings)
         failures = [
             {"part": part, "name": name, "reason": reason}
             for part, of_part in shards.items()

@@ -119,6 +119,20 @@ class CrossAttentions(nn.Module):
         return pooled + self.mlp(self.layer_norm2(pooled))
 
 
+def heads_of(width: int, heads: int | None) -> int:
+    """The number of heads; if not given, the most up to V-JEPA's 16 that divide the width, each of 32 or more.
+
+    Raises:
+        ValueError: heads that do not divide the width.
+    """
+    if heads is None:
+        most = min(MOST_HEADS, max(1, width // LEAST_HEAD_WIDTH))
+        return max(count for count in range(1, most + 1) if width % count == 0)
+    if width % heads:
+        raise ValueError(f"--probe_heads must divide the tokens' width {width}, got {heads}")
+    return heads
+
+
 class AttentiveProbes(nn.Module):
     """G probes, tokens (B, K, D) -> logits (G, B, C).
 
@@ -127,22 +141,15 @@ class AttentiveProbes(nn.Module):
         width: D.
         num_classes: C.
         blocks: 1, or more with self-attention blocks before the last.
-        heads: H; if not given, the most up to 16 that divide D, each of at least 32 (V-JEPA: 16 of 64 and more).
+        heads: H, as `heads_of`.
         seed: Of the weights that all begin with.
-
-    Raises:
-        ValueError: heads that do not divide the width.
     """
 
     def __init__(
         self, number: int, width: int, num_classes: int, blocks: int = 1, heads: int | None = None, seed: int = 0
     ):
         super().__init__()
-        if heads is None:
-            most = min(MOST_HEADS, max(1, width // LEAST_HEAD_WIDTH))
-            heads = max(count for count in range(1, most + 1) if width % count == 0)
-        if width % heads:
-            raise ValueError(f"--probe_heads must divide the tokens' width {width}, got {heads}")
+        heads = heads_of(width, heads)
         generator = torch.Generator().manual_seed(seed)
         stds = [INIT_STD / math.sqrt(block) for block in range(1, blocks + 1)]  # of what is added to the tokens
         self.self_attentions = nn.ModuleList(SelfAttentions(number, width, heads, generator, std) for std in stds[:-1])
@@ -169,10 +176,8 @@ class AdamWs(torch.optim.Optimizer):
         self.learning_rates, self.weight_decays = learning_rates, weight_decays
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        """One step. Raises ValueError for a closure."""
-        if closure is not None:
-            raise ValueError("AdamWs takes no closure")
+    def step(self) -> None:
+        """One step."""
         for group in self.param_groups:
             (beta1, beta2), rates = group["betas"], group["lr"] * self.learning_rates
             for parameter in group["params"]:
@@ -181,12 +186,11 @@ class AdamWs(torch.optim.Optimizer):
                     state |= {"step": 0, "mean": torch.zeros_like(parameter), "square": torch.zeros_like(parameter)}
                 state["step"] += 1
                 state["mean"].lerp_(parameter.grad, 1 - beta1)
-                state["square"].lerp_(parameter.grad.square(), 1 - beta2)
-                deviation = state["square"].sqrt() / math.sqrt(1 - beta2 ** state["step"]) + group["eps"]
+                state["square"].mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
+                deviation = state["square"].sqrt().div_(math.sqrt(1 - beta2 ** state["step"])).add_(group["eps"])
                 rate = rates.view(-1, *[1] * (parameter.ndim - 1))
-                decay = self.weight_decays.view_as(rate)
-                parameter.mul_(1 - rate * decay)
-                parameter.sub_(rate / (1 - beta1 ** state["step"]) * state["mean"] / deviation)
+                parameter.mul_(1 - rate * self.weight_decays.view_as(rate))
+                parameter.addcmul_(state["mean"] / deviation, -rate / (1 - beta1 ** state["step"]))
 
 
 @dataclass(frozen=True)
@@ -218,8 +222,7 @@ def train_probes(
     probes = AttentiveProbes(len(rates), tokens.shape[-1], num_classes, blocks, how.heads, how.seed).to(device)
     optimizer = AdamWs(probes.parameters(), *torch.tensor(rates, device=device).T)
     steps = math.ceil(len(tokens) / how.batch_size)
-    warmup = min(round(steps * how.num_warmup_epochs), steps * how.num_epochs)
-    schedule = cosine_schedule(optimizer, 1.0, warmup, steps * how.num_epochs)
+    schedule = cosine_schedule(optimizer, 1.0, round(steps * how.num_warmup_epochs), steps * how.num_epochs)
     generator = torch.Generator().manual_seed(how.seed)
     for _ in range(how.num_epochs):
         for rows in torch.randperm(len(tokens), generator=generator).split(how.batch_size):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .probes import ATTENTIVE, ProbeSettings, fit_probe
+from .probes import ATTENTIVE, KNN, ProbeSettings, fit_probe
 from .report import ProbeResult
 from .samples import Samples, check_classes, draw_shots, splits
 
@@ -30,10 +30,12 @@ class Protocol:
     draws: int = 5
     folds: int | None = None
 
-    def check(self, train: Samples, test: Samples | None, classes: Sequence[str]) -> None:
-        """Raises ValueError for a split that lacks clips of some class."""
+    def check(self, train: Samples, test: Samples | None, classes: Sequence[str], neighbors: int) -> None:
+        """Raises ValueError for a split that lacks clips of some class, or has fewer than neighbours."""
         for training, tested in splits(train, test, self.folds):
             check_classes(training, tested, classes, max(self.shots, default=0))
+            if KNN in self.probes and neighbors > len(training):
+                raise ValueError(f"--neighbors must be at most the {len(training)} training clips, got {neighbors}")
 
 
 def run_protocol(
@@ -53,7 +55,7 @@ def run_protocol(
     Raises:
         ValueError: as `Protocol.check` and `fit_probe`.
     """
-    protocol.check(train, test, classes)
+    protocol.check(train, test, classes, settings.neighbors)  # some may not have been read
     results: dict[tuple[str, int | None], ProbeResult] = {}
     rows = []
 
