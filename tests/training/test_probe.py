@@ -118,6 +118,10 @@ def test_choices_keep_groups_whole():
         assert apart == wanted
     assert len(inner_folds(samples(groups=np.repeat(["x", "y"], 24)), 0)) == 2
     assert inner_folds(samples(groups=np.full(48, "x")), 0) == []
+    rare = samples().at(np.flatnonzero(samples().labels > 0))  # and one clip of another class
+    rare = replace(rare, labels=np.where(np.arange(len(rare)) == 0, 0, rare.labels))
+    assert [len(held) for _, held in inner_folds(rare, 0)] == [7, 7, 6, 6, 6]
+    assert len(inner_folds(samples().at(np.arange(6)), 0)) == 2
 
 
 # Attentive probes ----------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
 """Probes on frozen features, fitted on some clips and asked about others; all choices are made on the first."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,14 +58,16 @@ def inner_folds(samples: Samples, seed: int) -> list[tuple[np.ndarray, np.ndarra
     Classes are spread evenly, groups stay whole.
     """
     counts = np.unique(samples.labels, return_counts=True)[1]
-    parts = min(INNER_FOLDS, max(2, counts.min()))
+    parts = min(INNER_FOLDS, counts.max())
     if samples.groups is not None:
         parts = min(parts, len(np.unique(samples.groups)))
-    if parts < 2 or counts.max() < 2:
+    if parts < 2:
         return []
     kind = StratifiedKFold if samples.groups is None else StratifiedGroupKFold
     splitter = kind(parts, shuffle=True, random_state=seed)
-    folds = list(splitter.split(samples.vectors, samples.labels, samples.groups))
+    with warnings.catch_warnings():  # a class of fewer clips is held out in some folds alone: so be it
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        folds = list(splitter.split(samples.vectors, samples.labels, samples.groups))
     return [(fit, held) for fit, held in folds if len(held) and len(np.unique(samples.labels[fit])) > 1]
 
 
