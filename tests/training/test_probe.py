@@ -195,13 +195,13 @@ def test_the_best_is_right_most_often_then_surest_and_never_one_that_diverged():
 
 
 def test_rates_are_chosen_by_held_out_training_clips():
-    """One that learns nothing is not taken; which clips are tested has no say."""
-    train, settings = samples(), replace(SETTINGS, rates=[(1e-9, 0.0), (3e-2, 0.0)])
+    """One that learns nothing is not taken, nor one that diverges; which clips are tested has no say."""
+    train, settings = samples(), replace(SETTINGS, rates=[(1e-9, 0.0), (3e-2, 0.0), (1e30, 0.0)])
     answers = [fit_attentive(train, samples(9, seed=seed), settings, 1) for seed in (1, 2)]
     assert [answer.chosen for answer in answers] == [{"learning_rate": 3e-2, "weight_decay": 0.0}] * 2
     again = fit_attentive(train, samples(9, seed=1), settings, 1)
     assert (again.predicted == answers[0].predicted).all()
-    with pytest.raises(ValueError, match="3 training clips are too few to choose among 2 rates"):
+    with pytest.raises(ValueError, match="3 training clips are too few to choose among 3 rates"):
         fit_attentive(train.at(np.arange(3)), train, settings, 1)
 
 

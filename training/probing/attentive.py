@@ -195,7 +195,15 @@ class AdamWs(torch.optim.Optimizer):
 
 @dataclass(frozen=True)
 class AttentiveTraining:
-    """How attentive probes are trained."""
+    """How attentive probes are trained.
+
+    Args:
+        num_epochs: Of all clips, each in a new order.
+        num_warmup_epochs: In which the rate rises, before its cosine to 0.
+        batch_size: Clips.
+        heads: As `heads_of`.
+        seed: Of weights and orders.
+    """
 
     num_epochs: int = 20
     num_warmup_epochs: float = 1.0

@@ -32,6 +32,7 @@ class Protocol:
 
     def check(self, train: Samples, test: Samples | None, classes: Sequence[str], neighbors: int) -> None:
         """Raises ValueError for a split that lacks clips of some class, or has fewer than neighbours."""
+        train = replace(train, vectors=None, tokens=None)  # not to be copied for this
         for training, tested in splits(train, test, self.folds):
             check_classes(training, tested, classes, max(self.shots, default=0))
             if KNN in self.probes and neighbors > len(training):
@@ -79,5 +80,4 @@ def run_protocol(
                 for name in protocol.probes:
                     if name not in ATTENTIVE:
                         fit(name, some, tested, shots, few)
-    order = [*((name, None) for name in protocol.probes), *(key for key in results if key[1] is not None)]
-    return [results[key] for key in order], rows
+    return list(results.values()), rows
