@@ -20,10 +20,10 @@ FLOORS = (
     "training.data",
     "training.arguments training.pretrain_arguments training.teachers training.digests",
     "training.engine training.inference training.objectives training.distillation",
-    "training.model training.batches training.feature_cache",
+    "training.model training.batches training.feature_cache training.probing",
     "training.classification training.pretraining",
     "training.finetune training.pretrain training.finetune_with_trainer training.evaluate training.predict "
-    "training.extract_features training.optimize_tokens training.check_videos",
+    "training.extract_features training.probe training.optimize_tokens training.check_videos",
     "training.study",
 )
 # As in transformers, everything of the model stands in one file.

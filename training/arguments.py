@@ -362,13 +362,14 @@ _COUNTS = (
     "num_frames size max_train_samples max_eval_samples frame_cache_short_side frame_cache_max_frames num_sample "
     "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps num_train_epochs "
     "max_train_steps checkpoints_total_limit num_clips num_crops logging_steps token_budgets frames sizes top_k "
-    "token_budget teacher_tokens student_budgets aligned_layers cached_epochs clips_per_shard"
+    "token_budget teacher_tokens student_budgets aligned_layers cached_epochs clips_per_shard neighbors "
+    "shots draws folds train_batch_size probe_heads"
 )
 _SHARES = "max_failed_share mixup_prob mixup_switch_prob horizontal_flip label_smoothing lora_dropout drop_path_rate"
 _NOT_NEGATIVE = (
     "alignment_weight freeze_layers lora_rank mixup cutmix min_learning_rate warmup_learning_rate num_warmup_epochs "
     "num_warmup_steps weight_decay dataloader_num_workers seed shuffle_buffer_size teacher_layers budget_weights "
-    "layer_weight pooled_weight"
+    "layer_weight pooled_weight weight_decays"
 )
 
 
@@ -378,7 +379,7 @@ def check_values(flags: dict[str, Any]) -> None:
         (_COUNTS, "at least 1", lambda value: value >= 1),
         (_SHARES, "in [0, 1]", lambda value: 0 <= value <= 1),
         (_NOT_NEGATIVE, "at least 0", lambda value: value >= 0),
-        ("learning_rate", "above 0", lambda value: value > 0),
+        ("learning_rate learning_rates", "above 0", lambda value: value > 0),
     ):
         for name in names.split():
             value = flags.get(name)

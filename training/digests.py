@@ -20,13 +20,20 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def clips_digest(clips: Sequence[Clip]) -> str:
-    """Of a list of clips and their content: path, size and time of change."""
-    digest = hashlib.sha256()
+def identities(clips: Sequence[Clip]) -> list[str]:
+    """What tells each clip's content from another's: path, size and time of change; or why they cannot be read."""
+    told = []
     for clip in clips:
         try:
-            told = clip.identity()
+            told.append(json.dumps(clip.identity()))
         except READ_ERRORS as error:
-            told = describe_failure(error)
-        digest.update(json.dumps(told).encode())
+            told.append(json.dumps(describe_failure(error)))
+    return told
+
+
+def clips_digest(clips: Sequence[Clip]) -> str:
+    """Of a list of clips and their content."""
+    digest = hashlib.sha256()
+    for told in identities(clips):
+        digest.update(told.encode())
     return digest.hexdigest()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, CLIPVisionModel, SiglipVisionModel
+from transformers import AutoConfig, AutoImageProcessor
 
 from flux_hf.configuration_fluxvit import FluxViTConfig
 from flux_hf.loading import ENCODERS, is_plain, load_encoder, load_processor
@@ -41,17 +41,13 @@ from .feature_cache import FeatureCache, RepeatedEpochs, names_of
 from .inference.command import list_clips
 from .model import build_processor
 from .pretrain_arguments import DistillationArguments, PretrainArguments, TeacherArguments
-from .teachers import ImageTeacher, Teacher, TeacherFeatures, VideoTeacher, spread_layers
+from .teachers import ImageTeacher, Teacher, TeacherFeatures, VideoTeacher, load_image_encoder, spread_layers
 
 
 logger = get_logger(__name__)
 
 
 # Models --------------------------------------------------------------------------------------------------------------
-
-
-# Image encoders whose checkpoints may hold a text tower beside them.
-IMAGE_TOWERS = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
 
 
 def load_teacher(args: TeacherArguments, aligned_layers: int) -> tuple[Teacher, Any]:
@@ -67,10 +63,7 @@ def load_teacher(args: TeacherArguments, aligned_layers: int) -> tuple[Teacher, 
     if config.model_type in ENCODERS or is_plain(config):
         kind, model = VideoTeacher, load_encoder(args.teacher, **dtype)
     else:
-        kind = ImageTeacher
-        model = IMAGE_TOWERS.get(config.model_type, AutoModel).from_pretrained(args.teacher, **dtype)
-        if not isinstance(getattr(model.config, "patch_size", None), int):
-            raise ValueError(f"--teacher must be an encoder of square patches, got {args.teacher}: {config.model_type}")
+        kind, model = ImageTeacher, load_image_encoder(args.teacher, **dtype)
     layers = args.teacher_layers
     if layers is None:
         layers = spread_layers(model.config.num_hidden_layers, aligned_layers, args.teacher_layer_interval)

@@ -10,6 +10,7 @@ the teacher's width and projection width.
 """
 
 import inspect
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModel, CLIPVisionModel, PreTrainedModel, SiglipVisionModel
 
 from flux_hf.protocol import VideoTokenClassifier
 from flux_hf.token_selection import as_count, frame_difference_scores
@@ -26,6 +27,8 @@ from flux_hf.token_selection import as_count, frame_difference_scores
 
 TEACHER_TOKENS = 2048
 PUBLISHED_INTERVAL, PUBLISHED_DEPTH = 3.34, 40
+# Image encoders whose checkpoints may hold a text tower beside them.
+IMAGE_TOWERS = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
 Grid = tuple[int, int, int]
 
 
@@ -183,8 +186,7 @@ class ImageTeacher(Teacher):
         (batch, frames), (_, rows, columns) = pixels.shape[:2], grid
         side = self.model.config.patch_size
         pictures = resized(pixels, rows * side, columns * side).flatten(0, 1)
-        options = {"interpolate_pos_encoding": True} if _takes(self.model, "interpolate_pos_encoding") else {}
-        outputs = self.model(pictures.to(self.model.dtype), output_hidden_states=True, **options)
+        outputs = encode_pictures(self.model, pictures, output_hidden_states=True)
         layers = []
         for layer in self.layers:
             states = outputs.hidden_states[layer + 1].float()
@@ -195,8 +197,26 @@ class ImageTeacher(Teacher):
         return TeacherFeatures(tuple(layers), _unit(pooled), None)
 
 
-def _takes(model: nn.Module, name: str) -> bool:
-    return name in inspect.signature(model.forward).parameters
+def load_image_encoder(source: str | os.PathLike, **options: Any) -> PreTrainedModel:
+    """An image encoder of transformers, without the text tower that its checkpoint may have; options of
+    `from_pretrained`.
+
+    Raises:
+        ValueError: a model without square patches.
+    """
+    hub = {name: options[name] for name in ("revision", "cache_dir") if name in options}
+    model_type = AutoConfig.from_pretrained(source, **hub).model_type
+    model = IMAGE_TOWERS.get(model_type, AutoModel).from_pretrained(source, **options)
+    if not isinstance(getattr(model.config, "patch_size", None), int):
+        raise ValueError(f"{source} must be an encoder of square patches, got the model type {model_type}")
+    return model
+
+
+def encode_pictures(model: PreTrainedModel, pictures: Tensor, **options: Any) -> Any:
+    """What an image encoder gives for pictures (N, 3, H, W) of any whole number of patches; options of its forward."""
+    if "interpolate_pos_encoding" in inspect.signature(model.forward).parameters:
+        options["interpolate_pos_encoding"] = True
+    return model(pictures.to(model.dtype), **options)
 
 
 def _unit(features: Tensor) -> Tensor:

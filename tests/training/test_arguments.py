@@ -1,3 +1,4 @@
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from training.arguments import parse_arguments
 from training.data.sampling import SAMPLING_PRESETS
 from training.engine.optim import scaled_learning_rate
 from training.pretrain_arguments import parse_pretraining
+from training.probe import ProbeArguments
 
 
 TRAINING = Path(__file__).parents[2] / "training"
@@ -33,10 +35,18 @@ FLAGS = """
     checkpointing_steps checkpoints_total_limit eval_steps load_best_model_at_end logging_steps report_to run_name
     seed push_to_hub hub_model_id hub_license hub_private_repo hub_token
 """
+PROBE_FLAGS = """
+    data split data_root dataset_name dataset_config_name video_column label_column frame_template multi_label
+    validation_data validation_split dataloader_num_workers model_name_or_path revision cache_dir attn_implementation
+    output_dir token_budgets num_frames size probes pooling neighbors shots draws folds group_column learning_rates
+    weight_decays num_train_epochs num_warmup_epochs train_batch_size probe_heads per_device_eval_batch_size
+    max_eval_samples dtype clips_per_shard seed
+"""
 
 
 def test_the_flags_are_frozen():
     assert list(parse_arguments(REQUIRED).flat()) == FLAGS.split()
+    assert [field.name for field in fields(ProbeArguments)] == PROBE_FLAGS.split()
 
 
 def test_the_command_line_wins_over_the_recipe_over_the_defaults(tmp_path):

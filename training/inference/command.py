@@ -99,13 +99,25 @@ def find_clips(sources: Sequence[str]) -> Sequence[Clip]:
 def describe_run(args: InferenceArguments, accelerator: Accelerator, predictions: Predictions) -> dict[str, Any]:
     """What a result must say to be repeated: model, data, views, precision, versions; and what could not be read."""
     return {
-        "model": args.model_name_or_path,
-        "revision": args.revision,
-        "data": args.data or args.dataset_name,
-        "split": args.split,
-        "data_root": args.data_root,
-        "max_eval_samples": args.max_eval_samples,
+        **describe_command(args, args, args.max_eval_samples, accelerator),
         "views": {"num_clips": args.num_clips, "num_crops": args.num_crops},
+        "clips": predictions.scores.shape[1],
+        "clips_counted": int(predictions.decoded.sum()),
+        "failures": [{"name": name, "reason": reason} for name, reason in predictions.failures],
+    }
+
+
+def describe_command(
+    model: CheckpointArguments, source: SourceArguments, max_eval_samples: int | None, accelerator: Accelerator
+) -> dict[str, Any]:
+    """Model, data, precision, versions."""
+    return {
+        "model": model.model_name_or_path,
+        "revision": model.revision,
+        "data": source.data or source.dataset_name,
+        "split": source.split,
+        "data_root": source.data_root,
+        "max_eval_samples": max_eval_samples,
         "num_processes": accelerator.num_processes,
         "device": accelerator.device.type,
         "mixed_precision": accelerator.mixed_precision,
@@ -113,9 +125,6 @@ def describe_run(args: InferenceArguments, accelerator: Accelerator, predictions
             "python": platform.python_version(),
             **{library.__name__: library.__version__ for library in (flux_hf, transformers, accelerate, torch)},
         },
-        "clips": predictions.scores.shape[1],
-        "clips_counted": int(predictions.decoded.sum()),
-        "failures": [{"name": name, "reason": reason} for name, reason in predictions.failures],
     }
 
 

@@ -4,15 +4,13 @@
 import csv
 import os
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from flux_hf.checkpoint_files import write_csv
 
+from ..data.groups import part_groups
 from .design import CLIPS
 from .motion_clips import write_motion_clips
 
@@ -155,25 +153,3 @@ def of_labels_in_several_parts(rows: Sequence[dict[str, str]], part_of: dict[str
     for row in rows:
         parts.setdefault(row["label"], set()).add(part_of[row["group"]])
     return [row for row in rows if len(parts[row["label"]]) > 1]
-
-
-def part_groups(groups: Sequence[str], num_parts: int) -> dict[str, int]:
-    """Group -> part, of parts with about as many clips each: large groups first, each into the smallest part.
-
-    Args:
-        groups: The group of each clip.
-        num_parts: At least 2.
-
-    Raises:
-        ValueError: fewer groups than parts.
-    """
-    sizes = Counter(groups)
-    if not 2 <= num_parts <= len(sizes):
-        raise ValueError(f"number of parts must be between 2 and the {len(sizes)} groups, got {num_parts}")
-    names = sorted(sizes)
-    order = [names[index] for index in np.random.default_rng(0).permutation(len(names))]
-    parts, filled = {}, [0] * num_parts
-    for group in sorted(order, key=lambda group: -sizes[group]):
-        parts[group] = filled.index(min(filled))
-        filled[parts[group]] += sizes[group]
-    return parts
