@@ -33,7 +33,7 @@ Source = Callable[[Accelerator], Measure]  # loads it; travels between processes
 
 
 def measured(batch: UnitBatch, measure: Callable[[Tensor], Tensor], views: int) -> tuple[UnitBatch, Tensor | None]:
-    """A batch without its pixels, and (n, *shape) of its n readable parts: the means over their views of a `Measure`."""
+    """A batch without its pixels, and (n, *shape) of its n readable parts: means over the views of a `Measure`."""
     pixels = [part.pixels for part in batch.parts if part.pixels is not None]
     parts = [Part(part.name, part.start, part.end, error=part.error) for part in batch.parts]
     values = measure(torch.cat(pixels)).unflatten(0, (-1, views)).mean(1).cpu() if pixels else None
