@@ -5,7 +5,9 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
-import matplotlib.pyplot as plt
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from flux_hf.checkpoint_files import replacing
@@ -15,7 +17,7 @@ from .labels import read_rows
 
 MAX_STRIPS = 40
 # Labels with a colour of their own, the most frequent first; the others are grey.
-COLOURS = plt.get_cmap("tab20").colors
+COLOURS = matplotlib.colormaps["tab20"].colors
 OTHER = "lightgrey"
 
 Spans = list[tuple[float, float, str]]
@@ -55,7 +57,9 @@ def draw_timeline(rows: Path, picture: Path) -> None:
         for start, end, label in of_video:
             seconds[label] += end - start
     colours = dict(zip((label for label, _ in seconds.most_common()), COLOURS, strict=False))
-    figure, axes = plt.subplots(figsize=(12, 1.2 + 0.4 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(12, 1.2 + 0.4 * len(shown)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
     for place, of_video in enumerate(shown.values()):
         bars = [(start, end - start) for start, end, _ in of_video]
         axes.broken_barh(bars, (place - 0.4, 0.8), color=[colours.get(label, OTHER) for *_, label in of_video])
@@ -70,4 +74,3 @@ def draw_timeline(rows: Path, picture: Path) -> None:
         figure.legend(handles=keys, loc="outside lower center", ncols=5, fontsize="small")
     with replacing(picture) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
-    plt.close(figure)
