@@ -21,6 +21,7 @@ def short_run(data, output_dir) -> list[str]:
     return flags(data, output_dir, **steps, hub_model_id="trained", hub_private_repo=True)
 
 
+@pytest.mark.slow
 def test_the_model_is_pushed_in_one_commit_without_the_checkpoints(data, tmp_path):
     with LocalHub() as hub:
         launch(short_run(data, tmp_path / "out"), environment=hub.environment(tmp_path / "home"))

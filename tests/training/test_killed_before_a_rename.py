@@ -64,7 +64,7 @@ def contents(folder: Path, volatile: tuple[str, ...] = ()) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): "" if path.name in volatile else hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.name.endswith((".tmp", ".partial"))
+        if path.is_file() and not any(part.endswith((".tmp", ".partial")) for part in path.relative_to(folder).parts)
     }
 
 

@@ -47,6 +47,7 @@ def test_processes_share_the_decoding_of_a_frame_cache(data, tmp_path):
     assert losses(cached) == losses(plain) and different(weights(plain), weights(cached)) == []
 
 
+@pytest.mark.slow
 def test_streams_with_two_workers_each(data, tmp_path):
     names = sorted({line.split(",")[1] for line in (data / "train.csv").read_text().split()[1:]})
     rows = [line.split(",") for line in (data / "train.csv").read_text().split()[1:]]
