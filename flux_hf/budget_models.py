@@ -142,6 +142,20 @@ class TokenBudgetModel:
         """What `encode` gives, of what `_place` gave."""
         raise NotImplementedError
 
+    def _embed_kept(
+        self, pixel_values_videos: Tensor, token_budget: int | None, keep_indices: Tensor | None
+    ) -> tuple[Tensor, Any, Tensor, bool]:
+        """What `embed` gives, the given or selected keep_indices, and whether these rise; given ones need not.
+
+        Raises:
+            ValueError: clips or indices that cannot be.
+        """
+        patches, grid = self.embed(pixel_values_videos)
+        if keep_indices is None:
+            return patches, grid, self.select(patches, [token_budget])[0], True
+        check_keep_indices(keep_indices, patches.shape[0], patches.shape[1] * patches.shape[2])
+        return patches, grid, keep_indices, False
+
     def count_kept(self, num_frames: int, height: int, width: int, token_budget: int | None = None) -> int:
         """How many tokens of a clip are kept: a list takes clips of which equally many are.
 
@@ -185,13 +199,8 @@ class TokenBudgetEncoder:
         self, pixel_values_videos: Tensor, token_budget: int | None, keep_indices: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Clips (B, T, C, H, W) up to the first layer: what `_place` gives, and the keep_indices."""
-        patches, grid = self.embed(pixel_values_videos)
-        given = keep_indices is not None  # in any order, then
-        if given:
-            check_keep_indices(keep_indices, patches.shape[0], patches.shape[1] * patches.shape[2])
-        else:
-            [keep_indices] = self.select(patches, [token_budget])
-        return *self._place(patches, grid, keep_indices, in_order=not given), keep_indices
+        patches, grid, kept, in_order = self._embed_kept(pixel_values_videos, token_budget, keep_indices)
+        return *self._place(patches, grid, kept, in_order), kept
 
     def _start_list(
         self, clips: Sequence[Tensor], token_budget: int | None, keep_indices: Tensor | None

@@ -16,7 +16,6 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_fluxvit import FluxViTConfig
 from .modeling_fluxvit import FluxViTGrid, FluxViTModel, FluxViTPositionEmbeddings, FluxViTPreTrainedModel
-from .patch_grids import check_keep_indices
 from .token_selection import as_count
 
 
@@ -134,14 +133,8 @@ class FluxViTForPreTraining(FluxViTPreTrainedModel):
             selecting by `token_budget`.
         """
         token_budget = self.config.token_budget if token_budget is None else as_count("token_budget", token_budget)
-        patches, grid = self.embed(pixel_values_videos)
-        given = keep_indices is not None  # in any order, then
-        if given:
-            check_keep_indices(keep_indices, patches.shape[0], patches.shape[1] * patches.shape[2])
-        else:
-            [keep_indices] = self.select(patches, [token_budget])
-        head = self.resolve_head(keep_indices.shape[1])
-        return self.features(patches, grid, keep_indices, head, in_order=not given, **kwargs)
+        patches, grid, kept, in_order = self._embed_kept(pixel_values_videos, token_budget, keep_indices)
+        return self.features(patches, grid, kept, self.resolve_head(kept.shape[1]), in_order=in_order, **kwargs)
 
 
 __all__ = ["FluxViTForPreTraining", "FluxViTForPreTrainingOutput"]

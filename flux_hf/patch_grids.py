@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 
 def check_clip(pixel_values_videos: Tensor, num_channels: int, tubelet_size: int, patch_size: int) -> None:
-    """Raises ValueError for another rank or channel count than (B, T, C, H, W), or what is not whole patches."""
+    """Raises ValueError for no tensor, another rank or channel count than (B, T, C, H, W), or not whole patches."""
+    if not isinstance(pixel_values_videos, Tensor):
+        found = type(pixel_values_videos).__name__
+        raise ValueError(
+            f"pixel_values_videos must be a tensor (batch, frames, channels, height, width), got a {found}"
+        )
     shape = tuple(pixel_values_videos.shape)
     if len(shape) != 5:
         raise ValueError(f"pixel_values_videos must be (batch, frames, channels, height, width), got shape {shape}")

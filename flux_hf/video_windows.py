@@ -192,8 +192,9 @@ class _Windows:
             while waiting and (part.is_last or waiting[0].end <= until + _ROUNDING):
                 window = waiting.popleft()
                 window.take(picture, index, np.inf)
-                end = min(window.end, until)
-                is_whole = window.is_whole and window.end <= until + _ROUNDING
+                is_over = window.end <= until + _ROUNDING  # before the video is
+                end = window.end if is_over else until
+                is_whole = window.is_whole and is_over
                 if end > last_end + _ROUNDING and (is_whole or not drop_partial):
                     yield window.finished(part.end if self.by_frames else end)
                 last_end = max(last_end, end)

@@ -363,7 +363,7 @@ _COUNTS = (
     "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps num_train_epochs "
     "max_train_steps checkpoints_total_limit num_clips num_crops logging_steps token_budgets frames sizes top_k "
     "token_budget teacher_tokens student_budgets aligned_layers cached_epochs clips_per_shard neighbors "
-    "shots draws folds train_batch_size probe_heads"
+    "shots draws folds train_batch_size probe_heads ray_actors"
 )
 _SHARES = "max_failed_share mixup_prob mixup_switch_prob horizontal_flip label_smoothing lora_dropout drop_path_rate"
 _NOT_NEGATIVE = (

@@ -33,7 +33,7 @@ from .digests import clips_digest, weights_digest
 from .inference.command import SOURCES, find_clips
 from .inference.features import KINDS, Features, FeatureShards, FeatureSource
 from .inference.measures import SAME_BITS
-from .inference.units import go_through
+from .inference.units import go_through_parts
 
 
 # Flags that the rows, or how they lie in files, depend on.
@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
     clips = spread(find_clips(args.sources), args.max_eval_samples)
     directory = Path(args.output_dir)
     shards = FeatureShards(directory, origin_of(args, accelerator, features, clips), features.maker.shape, args.dtype)
-    go_through(clips, source, features, shards, args, accelerator)
+    go_through_parts(clips, source, features, shards, args, accelerator)
     failed = shards.failures()
     if accelerator.is_main_process:
         write_csv(directory / "failures.csv", ("video", "error"), failed)

@@ -33,7 +33,7 @@ from .inference.labels import LabelShards, Scores, ScoreSource, identity_of
 from .inference.measures import SAME_BITS
 from .inference.parts import make_units
 from .inference.timeline import draw_timeline
-from .inference.units import go_through
+from .inference.units import go_through_parts
 
 
 # Flags that the rows, or how they lie in files, depend on.
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
     identity = identity_of(scores.model, clips, facts_of(args, accelerator, scores))
     names = scores.model.config.id2label
     shards = LabelShards(Path(args.output), identity, names, args.top_k, of_windows=args.window is not None)
-    go_through(clips, source, scores, shards, args, accelerator)
+    go_through_parts(clips, source, scores, shards, args, accelerator)
     failed = 0
     if accelerator.is_main_process:
         failed = shards.finish(len(make_units(clips, args.clips_per_shard)))

@@ -173,10 +173,6 @@ def store_features(
         stored[part] = [
             open_shards(directory, encoder, point, args.has_tokens, of_part, args.dtype) for point in encoder.points
         ]
-        if accelerator.is_main_process:
-            for shards in stored[part]:
-                shards.prepare()
-        accelerator.wait_for_everyone()
         loading = (args.clips_per_shard, args.per_device_eval_batch_size, args.dataloader_num_workers)
         make_features(clips, encoder, stored[part], *loading, accelerator)
     return stored

@@ -12,7 +12,6 @@ JSON.
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -123,7 +122,7 @@ def main() -> None:
             file = Path(folder) / f"{minutes}.mp4"
             write_repeated(Path(path), file, minutes, args.minutes)
             done = subprocess.run(
-                [sys.executable, "-c", MEASURE, str(file)], capture_output=True, text=True, check=True, env=os.environ
+                [sys.executable, "-c", MEASURE, str(file)], capture_output=True, text=True, check=True
             )
             windows, peak = done.stdout.split()
             memory[minutes] = float(peak)

@@ -4,7 +4,14 @@ import pytest
 import torch
 from flux_models import NAMES, flux_model, with_random_weights
 
-from flux_hf import FluxForVideoClassification, FluxModel, FluxViTConfig, FluxViTForVideoClassification, FluxViTModel
+from flux_hf import (
+    FluxForVideoClassification,
+    FluxModel,
+    FluxViTConfig,
+    FluxViTForPreTraining,
+    FluxViTForVideoClassification,
+    FluxViTModel,
+)
 
 
 # Frames, rows and columns of patches: one frame, two, an odd number, a shape that comes again behind others, all kept.
@@ -260,3 +267,9 @@ def test_a_selection_that_does_not_keep_the_budget_is_told():
 def test_errors_name_what_is_wrong(clips, arguments, message):
     with pytest.raises(ValueError, match=message):
         make_model("fluxvit")(clips, **arguments)
+
+
+def test_pretraining_takes_tensors_and_says_so():
+    model = FluxViTForPreTraining(make_model("fluxvit").config)
+    with pytest.raises(ValueError, match="must be a tensor .* got a list"):
+        model(mixed_clips("fluxvit"))

@@ -187,3 +187,9 @@ def test_a_frame_that_several_windows_show_is_converted_once(monkeypatch):
     shown = {index for *_, indices in windows for index in indices}
     assert len(calls) == len(set(calls)) and len(shown) <= len(calls) < 100
     assert sum(len(indices) for *_, indices in windows) > 5 * len(calls)
+
+
+def test_a_whole_windows_end_is_its_start_and_length():
+    """Not what the sum of thirty thirtieths is rounded to, where frames have no times of their own."""
+    windows = list(iter_windows(encode("mpeg4", 121, rate=30, container="avi"), 1.0, 0.5, 4))
+    assert [(window.start, window.end) for window in windows[:-1]] == [(k / 2, k / 2 + 1) for k in range(7)]

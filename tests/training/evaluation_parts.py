@@ -47,6 +47,14 @@ def write_clips(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+def write_videos_and_model(folder: Path, frame_counts: list[int]) -> None:
+    """`clips/00.mp4` and so on, of so many frames each, and `model`."""
+    (folder / "clips").mkdir()
+    for clip, frames in enumerate(frame_counts):
+        (folder / "clips" / f"{clip:02}.mp4").write_bytes(encode("libx264", frames, first=clip * 64))
+    save_checkpoint(folder / "model")
+
+
 def lines_drawn(path: Path) -> list[bool]:
     """Whether a diagram has a first, second and third line, by matplotlib's colours."""
     with Image.open(path) as picture:

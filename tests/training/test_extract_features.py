@@ -11,11 +11,11 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_config
+from evaluation_parts import write_videos_and_model
 from training_runs import ENVIRONMENT, REPOSITORY
 from video_files import encode
 
-from flux_hf import FluxViTForVideoClassification, FluxViTModel, FluxViTVideoProcessor, iter_windows, scatter_to_grid
+from flux_hf import FluxViTModel, FluxViTVideoProcessor, iter_windows, scatter_to_grid
 from training.extract_features import main, parse_arguments
 
 
@@ -26,12 +26,7 @@ NUM_CLIPS = 7
 def data(tmp_path_factory):
     """Videos of 20 to 56 frames, and a model."""
     folder = tmp_path_factory.mktemp("videos")
-    (folder / "clips").mkdir()
-    for clip in range(NUM_CLIPS):
-        (folder / "clips" / f"{clip}.mp4").write_bytes(encode("libx264", 20 + 6 * clip, first=clip * 64))
-    torch.manual_seed(0)
-    FluxViTForVideoClassification(tiny_config(initializer_range=0.2)).save_pretrained(folder / "model")
-    FluxViTVideoProcessor(size=28, num_frames=4).save_pretrained(folder / "model")
+    write_videos_and_model(folder, [20 + 6 * clip for clip in range(NUM_CLIPS)])
     return folder
 
 
@@ -64,7 +59,7 @@ def test_features_of_clips_are_the_models_own(data, tmp_path):
     main(flags(data, tmp_path / "pooled"))
     model, processor = encoder(data)
     found = rows(tmp_path / "pooled")
-    assert [os.path.basename(row[0]) for row in found] == [f"{clip}.mp4" for clip in range(NUM_CLIPS)]
+    assert [os.path.basename(row[0]) for row in found] == [f"{clip:02}.mp4" for clip in range(NUM_CLIPS)]
     assert len(list((tmp_path / "pooled").glob("*.parquet"))) == 4
     for name, start, end, vector in found:
         outputs = model(**processor(name, return_tensors="pt"), token_budget=8)
@@ -106,7 +101,7 @@ def test_windows(data, tmp_path):
     model, processor = encoder(data)
     wanted = []
     for clip in range(NUM_CLIPS):
-        name = str(data / "clips" / f"{clip}.mp4")
+        name = str(data / "clips" / f"{clip:02}.mp4")
         for window in iter_windows(name, 0.4, 0.2, 6):
             inputs = processor(window.frames, size=42, do_sample_frames=False, return_tensors="pt")
             vector = model(**inputs, token_budget=8).pooler_output[0].numpy()

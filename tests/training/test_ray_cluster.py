@@ -3,15 +3,14 @@
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
-import torch
-from tiny import tiny_config
+from evaluation_parts import write_videos_and_model
 from training_runs import ENVIRONMENT, REPOSITORY
-from video_files import encode
 
-from flux_hf import FluxViTForVideoClassification, FluxViTVideoProcessor
 from training.extract_features import parse_arguments
+from training.inference.units import go_through_parts
 
 
 NUM_CLIPS = 24
@@ -21,13 +20,8 @@ NUM_CLIPS = 24
 def data(tmp_path_factory):
     """Videos of 50 to 142 frames, one that is none, and a model."""
     folder = tmp_path_factory.mktemp("videos")
-    (folder / "clips").mkdir()
-    for clip in range(NUM_CLIPS):
-        (folder / "clips" / f"{clip:02}.mp4").write_bytes(encode("libx264", 50 + 4 * clip, first=clip * 64))
+    write_videos_and_model(folder, [50 + 4 * clip for clip in range(NUM_CLIPS)])
     (folder / "clips" / "none.mp4").write_bytes(b"nothing")
-    torch.manual_seed(0)
-    FluxViTForVideoClassification(tiny_config(initializer_range=0.2)).save_pretrained(folder / "model")
-    FluxViTVideoProcessor(size=28, num_frames=4).save_pretrained(folder / "model")
     return folder
 
 
@@ -35,8 +29,8 @@ def data(tmp_path_factory):
 def cluster():
     from ray.cluster_utils import Cluster
 
-    # Enough on the node that stays for both models and the decoding.
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False})
+    # Less on the node that stays than both models and the decoding have threads.
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     yield cluster
     cluster.shutdown()
 
@@ -91,6 +85,13 @@ def test_labels_on_a_cluster_of_this_machine(data, tmp_path):
 
 
 def test_flags_of_ray_are_for_ray(tmp_path):
+    fixed = ["x.mp4", "--model_name_or_path", "m", "--output_dir", str(tmp_path)]
     for flag, value in (("--ray_actors", "2"), ("--ray_address", "host:6379")):
         with pytest.raises(ValueError, match=f"{flag} {value} is for --engine ray"):
-            parse_arguments(["x.mp4", "--model_name_or_path", "m", "--output_dir", str(tmp_path), flag, value])
+            parse_arguments([*fixed, flag, value])
+    with pytest.raises(ValueError, match="--ray_actors must be at least 1, got 0"):
+        parse_arguments([*fixed, "--engine", "ray", "--ray_actors", "0"])
+    args = parse_arguments([*fixed, "--engine", "ray"])
+    measure = SimpleNamespace(processor=None, point=None)
+    with pytest.raises(ValueError, match="from one process, got 2"):
+        go_through_parts([], None, measure, None, args, SimpleNamespace(num_processes=2))

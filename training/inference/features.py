@@ -1,8 +1,6 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
 """Features of parts of videos, and the shards that hold them."""
 
-import csv
-import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from flux_hf.checkpoint_files import BYTES, replacing, write_csv, write_text
+from flux_hf.checkpoint_files import replacing, write_csv, write_text
 from flux_hf.loading import load_encoder, load_processor
 from flux_hf.patch_grids import scatter_to_grid
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
@@ -24,7 +22,7 @@ from .measures import refuse_nan
 from .parts import Part
 from .points import EvalPoint, resolve_point
 from .prediction import normalize
-from .units import Shards
+from .units import ShardFolder, read_rows
 
 
 KINDS = ("pooled", "time", "tokens")
@@ -136,7 +134,7 @@ class FeatureSource:
         return Features(FeatureMaker(model, point, self.kind, self.layer), processor, accelerator)
 
 
-class FeatureShards(Shards):
+class FeatureShards(ShardFolder):
     """Features as parquet files.
 
     `datasets.load_dataset("parquet", data_files="FOLDER/*.parquet")` reads them: columns video, start, end, vector.
@@ -196,8 +194,5 @@ class FeatureShards(Shards):
 
     def failures(self) -> list[tuple[str, str]]:
         """(video, error) of what could not be read, in the order of the units."""
-        failed: list[tuple[str, str]] = []
-        for path in sorted(self.directory.glob("failures-*.csv")):
-            with open(path, newline="", encoding="utf-8", errors=BYTES) as file:
-                failed += [(video, error) for video, error in itertools.islice(csv.reader(file), 1, None)]
-        return failed
+        paths = sorted(self.directory.glob("failures-*.csv"))
+        return [(video, error) for path in paths for video, error in read_rows(path)]

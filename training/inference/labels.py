@@ -4,7 +4,6 @@
 import csv
 import glob
 import hashlib
-import itertools
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -29,7 +28,7 @@ from .measures import refuse_nan
 from .parts import Part
 from .points import EvalPoint, resolve_point
 from .prediction import normalize
-from .units import Shards
+from .units import ShardFolder, read_rows
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def identity_of(model: nn.Module, clips: Sequence[Clip], facts: Any) -> str:
     return digest.hexdigest()[:12]
 
 
-class LabelShards(Shards):
+class LabelShards(ShardFolder):
     """The rows of a csv in parts, in the folder `OUTPUT.IDENTITY.partial` until all are there.
 
     Other work has another identity, so that nothing is ever gone on with but the same.
@@ -135,9 +134,3 @@ class LabelShards(Shards):
             shutil.rmtree(other)
         remove_leftovers_of(self.output)
         return failed
-
-
-def read_rows(path: Path) -> Iterator[list[str]]:
-    """The rows of a csv behind its header."""
-    with open(path, newline="", encoding="utf-8", errors=BYTES) as file:
-        yield from itertools.islice(csv.reader(file), 1, None)

@@ -82,7 +82,7 @@ def on_ray(
             fn_constructor_args=(source, mixed_precision, make.views, threads),
             compute=ray.data.ActorPoolStrategy(size=args.ray_actors or gpus or max(1, cpus // 2 // threads)),
             num_gpus=1 if gpus else 0,
-            num_cpus=0 if gpus else threads,
+            num_cpus=0,  # else models might hold all CPUs that are left, and decoding wait for ever
             runtime_env={"env_vars": {SAME_BITS[0]: os.environ[SAME_BITS[0]]}},
         )
         for row in found.iter_rows():

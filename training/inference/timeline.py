@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 
 from flux_hf.checkpoint_files import replacing
 
-from .labels import read_rows
+from .units import read_rows
 
 
 MAX_STRIPS = 40

@@ -1,9 +1,13 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
 """Units of work gone through by one process, by several, or by a Ray cluster; what is found of each is a shard."""
 
+import csv
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
@@ -11,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from flux_hf.checkpoint_files import remove_leftovers
+from flux_hf.checkpoint_files import BYTES, remove_leftovers
 
 from ..arguments import PartArguments
 from ..data.reader import Clip
@@ -19,12 +23,35 @@ from .measures import Measure, Source, measured
 from .parts import Part, UnitBatch, UnitMaker, Units, WholeClips, Windows, make_units
 
 
-class Shards:
-    """A folder of shards, one of each unit, each written whole or not at all.
+# Does units somewhere, and gives what is found of their batches, in any order.
+Elsewhere = Callable[[Sequence[tuple[int, Sequence[Clip]]]], Iterator[tuple[UnitBatch, Tensor | None]]]
+
+
+class Shards(Protocol):
+    """What is found of each unit, written whole or not at all."""
+
+    def is_done(self, unit: int) -> bool:
+        """Whether a unit is written."""
+
+    def prepare(self) -> None:
+        """Makes ready for writing; one process does."""
+
+    def write(self, unit: int, parts: Sequence[Part], values: Tensor | None) -> None:
+        """Writes a unit.
+
+        Args:
+            unit: Its number.
+            parts: All of it.
+            values: (n, ...) of the n that could be read, in their order; None without any.
+        """
+
+
+class ShardFolder(Shards):
+    """A folder with a file of each unit.
 
     Args:
         directory: The folder.
-        template: Of a shard's name, with its number.
+        template: Of a file's name, with the unit's number.
     """
 
     def __init__(self, directory: Path, template: str):
@@ -34,23 +61,18 @@ class Shards:
         return self.directory / self.template.format(unit)
 
     def is_done(self, unit: int) -> bool:
-        """Whether a unit's shard is there."""
         return self.path(unit).exists()
 
     def prepare(self) -> None:
-        """Makes the folder, and removes what a killed run left half-written; one process does."""
+        """Makes the folder, and removes what a killed run left half-written."""
         os.makedirs(self.directory, exist_ok=True)
         remove_leftovers(self.directory)
 
-    def write(self, unit: int, parts: Sequence[Part], values: Tensor | None) -> None:
-        """Writes a unit's shard.
 
-        Args:
-            unit: Its number.
-            parts: All of it.
-            values: (n, ...) of the n that could be read, in their order; None without any.
-        """
-        raise NotImplementedError
+def read_rows(path: Path) -> Iterator[list[str]]:
+    """The rows of a csv behind its header."""
+    with open(path, newline="", encoding="utf-8", errors=BYTES) as file:
+        yield from itertools.islice(csv.reader(file), 1, None)
 
 
 class Gathering:
@@ -77,46 +99,77 @@ class Gathering:
 
 def go_through(
     clips: Sequence[Clip],
+    clips_per_shard: int,
+    make: UnitMaker,
+    measure: Callable[[Tensor], Tensor],
+    shards: Shards,
+    accelerator: Accelerator,
+    num_workers: int,
+    elsewhere: Elsewhere | None = None,
+) -> None:
+    """Makes the shards that are missing: each process its share of them (collective).
+
+    Args:
+        clips: All of them.
+        clips_per_shard: How many are a unit.
+        make: Makes the batches of a unit.
+        measure: (B, T, 3, S, S) uint8 -> (B, ...).
+        shards: Where what is found goes.
+        accelerator: Whose processes share the work.
+        num_workers: Of a process's loader.
+        elsewhere: Does the units in place of this process.
+    """
+    if accelerator.is_main_process:
+        shards.prepare()
+    accelerator.wait_for_everyone()
+    units = list(enumerate(make_units(clips, clips_per_shard)))
+    missing = [unit for unit in units if not shards.is_done(unit[0])]
+    accelerator.wait_for_everyone()  # all have looked before one writes
+    mine = missing[accelerator.process_index :: accelerator.num_processes]
+    if not mine:
+        found = ()
+    elif elsewhere is not None:
+        found = elsewhere(mine)
+    else:
+        workers = min(num_workers, len(mine))
+        # A generator of its own: else it takes a number from the global one.
+        loader = DataLoader(Units(mine, make), batch_size=None, num_workers=workers, generator=torch.Generator())
+        found = (measured(batch, measure, make.views) for batch in loader)
+    gathering, sizes = Gathering(shards), {unit: len(some) for unit, some in mine}
+    with tqdm(total=sum(sizes.values()), unit="clip", disable=not accelerator.is_main_process) as shown:
+        for batch, values in found:
+            if gathering.add(batch, values):
+                shown.update(sizes[batch.unit])
+    accelerator.wait_for_everyone()
+
+
+def go_through_parts(
+    clips: Sequence[Clip],
     source: Source,
     measure: Measure,
     shards: Shards,
     args: PartArguments,
     accelerator: Accelerator,
 ) -> None:
-    """Makes the shards that are missing: this process its share of them, or a Ray cluster all (collective).
+    """`go_through` of clips or windows, by the flags; on a Ray cluster if they say so (collective).
 
     Raises:
         ValueError: several processes, each with a Ray cluster.
     """
-    if args.engine == "ray" and accelerator.num_processes > 1:
-        raise ValueError(f"--engine ray shares the work out from one process, got {accelerator.num_processes}")
-    if accelerator.is_main_process:
-        shards.prepare()
-    accelerator.wait_for_everyone()
-    units = list(enumerate(make_units(clips, args.clips_per_shard)))
-    missing = [unit for unit in units if not shards.is_done(unit[0])]
-    accelerator.wait_for_everyone()  # all have looked before one writes
     if args.window is None:
         parts_of = WholeClips(measure.processor, measure.point, args.num_clips, args.num_crops)
     else:
         parts_of = Windows(measure.processor, measure.point, args.window, args.stride or args.window, args.num_crops)
     make = UnitMaker(parts_of, args.num_clips * args.num_crops, args.per_device_eval_batch_size)
-    mine = missing[accelerator.process_index :: accelerator.num_processes]
-    shown = tqdm(total=sum(len(some) for _, some in mine), unit="clip", disable=not accelerator.is_main_process)
-    gathering, sizes = Gathering(shards), {unit: len(some) for unit, some in mine}
-    if not mine:
-        found = ()
-    elif args.engine == "ray":
+    elsewhere = None
+    if args.engine == "ray":
+        if accelerator.num_processes > 1:
+            raise ValueError(f"--engine ray shares the work out from one process, got {accelerator.num_processes}")
         from .ray_cluster import on_ray  # an extra
 
-        found = on_ray(mine, make, source, args, accelerator.mixed_precision)
-    else:
-        workers = min(args.dataloader_num_workers, len(mine))
-        # A generator of its own: else it takes a number from the global one.
-        loader = DataLoader(Units(mine, make), batch_size=None, num_workers=workers, generator=torch.Generator())
-        found = (measured(batch, measure, make.views) for batch in loader)
-    for batch, values in found:
-        if gathering.add(batch, values):
-            shown.update(sizes[batch.unit])
-    shown.close()
-    accelerator.wait_for_everyone()
+        elsewhere = partial(on_ray, make=make, source=source, args=args, mixed_precision=accelerator.mixed_precision)
+    go_through(
+        *(clips, args.clips_per_shard, make, measure, shards, accelerator),
+        num_workers=args.dataloader_num_workers,
+        elsewhere=elsewhere,
+    )

@@ -15,8 +15,6 @@ import pyarrow.parquet
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 
 from flux_hf.loading import ENCODERS, is_plain, load_encoder, load_processor
@@ -25,11 +23,10 @@ from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 from ..arguments import CheckpointArguments
 from ..data.reader import Clip
 from ..inference.features import FeatureShards
-from ..inference.measures import measured
-from ..inference.parts import UnitMaker, Units, WholeClips, make_units
+from ..inference.parts import Part, UnitMaker, WholeClips, make_units
 from ..inference.points import EvalPoint, default_shape, resolve_point
 from ..inference.prediction import normalize
-from ..inference.units import Gathering
+from ..inference.units import Shards, go_through
 from ..teachers import encode_pictures, load_image_encoder
 
 
@@ -183,6 +180,26 @@ def open_shards(
     )
 
 
+class OfPoints(Shards):
+    """The shards of several points as one: rows of what is kept at each, one behind the other."""
+
+    def __init__(self, shards: Sequence[FeatureShards]):
+        self.shards = shards
+        self.lengths = [of_point.features["vector"].length for of_point in shards]
+
+    def is_done(self, unit: int) -> bool:
+        return all(of_point.is_done(unit) for of_point in self.shards)
+
+    def prepare(self) -> None:
+        for of_point in self.shards:
+            of_point.prepare()
+
+    def write(self, unit: int, parts: Sequence[Part], values: Tensor | None) -> None:
+        rows = [None] * len(self.shards) if values is None else values.split(self.lengths, dim=1)
+        for of_point, some in zip(self.shards, rows, strict=True):
+            of_point.write(unit, parts, some)
+
+
 def make_features(
     clips: Sequence[Clip],
     encoder: Encoder,
@@ -196,32 +213,17 @@ def make_features(
 
     Collective.
     """
-    units = list(enumerate(make_units(clips, clips_per_shard)))
-    missing = [unit for unit in units if not all(of_point.is_done(unit[0]) for of_point in shards)]
-    accelerator.wait_for_everyone()  # all have looked before one writes
-    mine = missing[accelerator.process_index :: accelerator.num_processes]
-    loader = DataLoader(
-        Units(mine, UnitMaker(WholeClips(encoder.processor, encoder.points[0]), views=1, batch_size=batch_size)),
-        batch_size=None,
-        num_workers=min(num_workers, len(mine)),
-        generator=torch.Generator(),
-    )
-    lengths = [of_point.features["vector"].length for of_point in shards]
-    gathering = [Gathering(of_point) for of_point in shards]
+    of_points = OfPoints(shards)
 
     def flat(pixels: Tensor) -> Tensor:
-        """(B, T, 3, S, S) uint8 -> (B, all points' lengths): what is kept at each point, one behind the other."""
+        """(B, T, 3, S, S) uint8 -> (B, all points' lengths)."""
         with accelerator.autocast():
             made = encoder(normalize(pixels.to(accelerator.device), encoder.processor))
         rows = [torch.cat([some.pooled, some.tokens.flatten(1)], dim=1).float() for some in made]
-        return torch.cat([row[:, :length] for row, length in zip(rows, lengths, strict=True)], dim=1)
+        return torch.cat([row[:, :length] for row, length in zip(rows, of_points.lengths, strict=True)], dim=1)
 
-    for batch in tqdm(loader, unit="batch", disable=not accelerator.is_main_process or not mine):
-        told, values = measured(batch, flat, views=1)
-        of_points = [None] * len(shards) if values is None else values.split(lengths, dim=1)
-        for of_point, some in zip(gathering, of_points, strict=True):
-            of_point.add(told, some)
-    accelerator.wait_for_everyone()
+    make = UnitMaker(WholeClips(encoder.processor, encoder.points[0]), views=1, batch_size=batch_size)
+    go_through(clips, clips_per_shard, make, flat, of_points, accelerator, num_workers)
 
 
 def read_features(
