@@ -270,6 +270,7 @@ def test_errors_name_what_is_wrong(clips, arguments, message):
 
 
 def test_pretraining_takes_tensors_and_says_so():
-    model = FluxViTForPreTraining(make_model("fluxvit").config)
+    teacher = {"alignment_layers": [2], "teacher_hidden_size": 16, "teacher_projection_dim": 8}
+    model = FluxViTForPreTraining(make_model("fluxvit", **teacher).config)
     with pytest.raises(ValueError, match="must be a tensor .* got a list"):
         model(mixed_clips("fluxvit"))
