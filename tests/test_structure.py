@@ -18,7 +18,7 @@ FLOORS = (
     "flux_hf",
     "conversion",
     "training.data",
-    "training.arguments training.pretrain_arguments training.teachers training.digests",
+    "training.arguments training.backward training.pretrain_arguments training.teachers training.digests",
     "training.engine training.inference training.objectives training.distillation",
     "training.model training.batches training.feature_cache training.probing",
     "training.classification training.pretraining",

@@ -12,6 +12,8 @@ projection width.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from transformers.modeling_outputs import ModelOutput
 from flux_hf.modeling_fluxvit_pretraining import FluxViTForPreTraining
 from flux_hf.token_selection import as_count
 
+from .backward import sum_of_losses
 from .teachers import TEACHER_TOKENS, TeacherFeatures, motion_weights
 
 
@@ -128,18 +131,24 @@ class FluxUMT(nn.Module):
             told = told.at(self.model.select(patches, [self.teacher_tokens])[0])
         weights = motion_weights(patches, told.keep_indices) if told.weights is None else told.weights
         counts = student_counts(self.budgets, weights.shape[1], self.teacher_tokens)
+        subsets = draw_subsets(weights, counts, seeds)
         layer_losses, pooled_losses = [], []
-        for places in draw_subsets(weights, counts, seeds):
-            keep_indices = told.keep_indices.gather(1, places)
-            found = self.model.features(patches, grid, keep_indices)
+
+        def loss_of(index: int, shared: tuple[Tensor, Any]) -> Tensor:
+            places = subsets[index]
+            found = self.model.features(*shared, told.keep_indices.gather(1, places))
             pairs = zip(found.layer_features, told.layers, strict=True)
             of_layers = [distance(*common_tokens(ours, theirs, places, told.class_tokens)) for ours, theirs in pairs]
-            layer_losses.append(torch.stack(of_layers).mean())
-            pooled_losses.append(distance(found.pooled_feature, told.pooled))
-        of_layers, of_pooled = torch.stack(layer_losses), torch.stack(pooled_losses)
-        shares = of_layers.new_tensor(self.budget_weights)
-        loss = (shares * (self.layer_weight * of_layers + self.pooled_weight * of_pooled)).sum()
-        return DistillationOutput(loss=loss, layer_losses=of_layers.detach(), pooled_losses=of_pooled.detach())
+            of_layers, of_pooled = torch.stack(of_layers).mean(), distance(found.pooled_feature, told.pooled)
+            layer_losses.append(of_layers.detach())
+            pooled_losses.append(of_pooled.detach())
+            return self.budget_weights[index] * (self.layer_weight * of_layers + self.pooled_weight * of_pooled)
+
+        losses = [partial(loss_of, index) for index in range(len(subsets))]
+        loss = sum_of_losses(losses, (patches, grid), list(self.model.parameters()))
+        return DistillationOutput(
+            loss=loss, layer_losses=torch.stack(layer_losses), pooled_losses=torch.stack(pooled_losses)
+        )
 
 
 def common_tokens(ours: Tensor, theirs: Tensor, places: Tensor, class_tokens: int) -> tuple[Tensor, Tensor]:

@@ -7,12 +7,16 @@ Every trainable parameter gets a gradient at every step: a model is first given 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import ModelOutput
 
-from flux_hf.protocol import VideoTokenClassifier, features_at_budgets, logits_at_budgets
+from flux_hf.protocol import VideoTokenClassifier, logits_at_budgets
+
+from .backward import sum_of_losses
 
 
 @dataclass
@@ -68,16 +72,27 @@ class FluxObjective(nn.Module):
         """
         if targets is None:
             return ObjectiveOutput(logits=tuple(logits_at_budgets(self.model, pixel_values_videos, token_budgets)))
-        budgets = self.model.config.token_budgets
-        pooled = features_at_budgets(self.model, pixel_values_videos, budgets, range(len(budgets)))
-        losses = [self.classification_loss(self.model.classify(feature, head), targets) for feature, head in pooled]
-        alignment = self.alignment([feature for feature, _ in pooled])
-        loss = sum(losses) + self.alignment_weight * alignment
-        return ObjectiveOutput(loss=loss, cross_entropies=torch.stack(losses).detach(), alignment=alignment.detach())
+        patches, grid = self.model.embed(pixel_values_videos)
+        kept = self.model.select(patches, self.model.config.token_budgets)
+        entropies, alignments, largest = [], [], []
 
-    def alignment(self, pooled: list[Tensor]) -> Tensor:
-        """Scalar: 0 where nothing is aligned."""
-        return pooled[0].new_zeros(())
+        def loss_of(head: int, shared: tuple[Tensor, Any]) -> Tensor:
+            hidden_states, _ = self.model.encode(*shared, kept[head])
+            feature, _ = self.model.pool(hidden_states, head)
+            largest.append(feature.detach())  # the first is what the others are aligned to
+            entropy = self.classification_loss(self.model.classify(feature, head), targets)
+            alignment = self.alignment(feature, head, largest[0]) if head else feature.new_zeros(())
+            entropies.append(entropy.detach())
+            alignments.append(alignment.detach())
+            return entropy + self.alignment_weight * alignment
+
+        losses = [partial(loss_of, head) for head in range(len(kept))]
+        loss = sum_of_losses(losses, (patches, grid), list(self.model.parameters()))
+        return ObjectiveOutput(loss=loss, cross_entropies=torch.stack(entropies), alignment=sum(alignments))
+
+    def alignment(self, feature: Tensor, head: int, largest: Tensor) -> Tensor:
+        """Scalar: of a budget's feature (B, P) below the largest's; 0 where nothing is aligned."""
+        return feature.new_zeros(())
 
 
 class FluxSingle(FluxObjective):
@@ -113,10 +128,9 @@ class FluxMulti(FluxObjective):
             raise ValueError(f"FluxMulti trains two budgets or more, the model has {model.config.token_budgets}")
         super().__init__(model, alignment_weight, class_weights)
 
-    def alignment(self, pooled: list[Tensor]) -> Tensor:
-        """Sum over the smaller budgets of the distance to the largest's feature; features in float32."""
+    def alignment(self, feature: Tensor, head: int, largest: Tensor) -> Tensor:
+        """The distance to the largest's feature; features in float32."""
         if not self.alignment_weight:
-            return super().alignment(pooled)
-        target = nn.functional.normalize(pooled[0].detach().float(), dim=-1)
-        decoded = [self.model.align(feature, head).float() for head, feature in enumerate(pooled) if head > 0]
-        return sum(nn.functional.smooth_l1_loss(feature, target) for feature in decoded)
+            return super().alignment(feature, head, largest)
+        target = nn.functional.normalize(largest.detach().float(), dim=-1)
+        return nn.functional.smooth_l1_loss(self.model.align(feature, head).float(), target)

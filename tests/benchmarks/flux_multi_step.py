@@ -3,9 +3,10 @@
 
     python tests/benchmarks/flux_multi_step.py [--rounds 3] [--batch_size 1] [--device cpu|cuda] [--bf16] [--compile]
 
-"joint": `FluxMulti`, embedding, positions and scores once for the three budgets, the library's attention (SDPA), one
-backward pass. "separate": for each budget a forward pass with its own embedding, positions and scores, attention
-written out, cross entropy, and its own backward pass, as official code without flash-attn would do. "separate, SDPA"
+"in turn": `FluxMulti`, embedding, positions and scores once for the three budgets, the library's attention (SDPA),
+each budget's backward pass before the next is computed. "joint": the same with one backward pass for all. "separate":
+for each budget a forward pass with its own embedding, positions and scores, attention written out, cross entropy, and
+its own backward pass, as official code without flash-attn would do. "separate, SDPA"
 tells what of the gain is the attention's. Rounds are interleaved. Peak memory is each way's own process's (CPU) or the
 allocator's (CUDA). MFU: three times the forward multiply-adds, two operations each, against --peak_tflops.
 """
@@ -21,16 +22,18 @@ import time
 import torch
 
 from flux_hf import FluxViTConfig, FluxViTForVideoClassification
+from flux_hf.protocol import features_at_budgets
 from training.objectives import FluxMulti
 
 
-WAYS = ("joint", "separate", "separate, SDPA")
+WAYS = ("in turn", "joint", "separate", "separate, SDPA")
 BUDGETS = (3072, 2048, 1024)
 
 
 def build(way: str, args: argparse.Namespace) -> FluxMulti:
     torch.manual_seed(0)
-    config = getattr(FluxViTConfig, args.model)(num_labels=400, token_budgets=list(BUDGETS))
+    sizes = {"num_labels": 400, "num_hidden_layers": args.layers, "token_budgets": list(BUDGETS)}
+    config = getattr(FluxViTConfig, args.model)(**sizes)
     attention = "eager" if way == "separate" else "sdpa"
     model = FluxViTForVideoClassification._from_config(config, attn_implementation=attention)
     if args.compile:
@@ -42,9 +45,11 @@ def build(way: str, args: argparse.Namespace) -> FluxMulti:
 def step(objective: FluxMulti, way: str, videos: torch.Tensor, targets: torch.Tensor, bf16: bool) -> None:
     objective.zero_grad()
     with torch.autocast(videos.device.type, torch.bfloat16, enabled=bf16):
-        if way == "joint":
+        if way == "in turn":
             loss = objective(videos, targets).loss
-    if way == "joint":
+        elif way == "joint":
+            loss = joint_loss(objective, videos, targets)
+    if way in ("in turn", "joint"):
         loss.backward()
         return
     for head, budget in enumerate(BUDGETS):
@@ -52,6 +57,13 @@ def step(objective: FluxMulti, way: str, videos: torch.Tensor, targets: torch.Te
             logits = objective.model(videos, token_budget=budget, head=head).logits
             loss = objective.classification_loss(logits, targets)
         loss.backward()
+
+
+def joint_loss(objective: FluxMulti, videos: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    model = objective.model
+    pooled = features_at_budgets(model, videos, BUDGETS, range(len(BUDGETS)))
+    losses = [objective.classification_loss(model.classify(feature, head), targets) for feature, head in pooled]
+    return sum(losses) + sum(objective.alignment(feature, head, pooled[0].feature) for feature, head in pooled[1:])
 
 
 def timed(objective: FluxMulti, way: str, videos: torch.Tensor, targets: torch.Tensor, bf16: bool) -> float:
@@ -87,6 +99,7 @@ def peak_memory(way: str, args: argparse.Namespace) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="small", choices=["small", "base"])
+    parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--num_frames", type=int, default=12)
@@ -111,7 +124,7 @@ def main() -> None:
         for way in WAYS:
             seconds[way].append(timed(objectives[way], way, *data, args.bf16))
     median = {way: statistics.median(seconds[way]) for way in WAYS}
-    model = objectives["joint"].model
+    model = objectives["in turn"].model
     flops = 3 * 2 * args.batch_size * sum(model.flops(args.num_frames, args.size, budget) for budget in BUDGETS)
     print(f"{args.model}, batch {args.batch_size} of {args.num_frames}x{args.size}, budgets {BUDGETS}, {args.device}")
     print(f"{'way':>15} {'seconds':>9} {'of separate':>12} {'peak GiB':>9} {'TFLOP/s':>8} {'MFU':>6}")

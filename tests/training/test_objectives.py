@@ -60,12 +60,12 @@ def test_multi_is_the_sum_of_separate_forwards_and_their_alignment(model, videos
 def test_alignment_is_at_most_two_a_channel_and_teaches_only_the_smaller_budgets(model, videos):
     objective = FluxMulti(model)
     pooled = [torch.randn(4, 16, requires_grad=True) for _ in range(3)]
-    loss = objective.alignment(pooled)
-    assert 0 < loss <= 2 * 2 / 16
-    loss.backward()
+    losses = [objective.alignment(pooled[head], head, pooled[0]) for head in (1, 2)]
+    assert all(0 < loss <= 2 / 16 for loss in losses)
+    sum(losses).backward()
     assert pooled[0].grad is None and pooled[1].grad.abs().sum() > 0 and pooled[2].grad.abs().sum() > 0
-    same = objective.alignment([torch.randn(1, 16)] * 3)
-    assert 0 <= same <= 4 / 16
+    one = torch.randn(1, 16)
+    assert 0 <= objective.alignment(one, 1, one) <= 2 / 16
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.0])
