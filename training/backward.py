@@ -21,12 +21,12 @@ def can_take_turns(parameters: Sequence[nn.Parameter]) -> bool:
     Not where parameters are sharded (FSDP2, ZeRO-3), which are whole only where their modules say so; nor in float16,
     whose scale for small gradients is not known before the backward pass.
     """
-    plain = all(type(parameter) is nn.Parameter and not hasattr(parameter, "ds_id") for parameter in parameters)
+    sharded = any(hasattr(parameter, name) for parameter in parameters for name in ("placements", "ds_id"))
     device = parameters[0].device.type
     dtypes = {parameter.dtype for parameter in parameters}
     if torch.is_autocast_enabled(device):
         dtypes.add(torch.get_autocast_dtype(device))
-    return plain and torch.float16 not in dtypes and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return not sharded and torch.float16 not in dtypes and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 class _WithGradients(torch.autograd.Function):
