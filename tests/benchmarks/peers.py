@@ -2,13 +2,14 @@
 """Time of a forward pass of FluxViT beside its peers of equal width and tokens, and beside its matrix products'.
 
     PYTHONPATH=. python tests/benchmarks/peers.py [--models small base] [--cases 8x224:2048 16x252:512]
-        [--batch_sizes 1 8] [--compile] [--device cuda --dtype bfloat16 --peak_tflops N]
+        [--batch_sizes 1 8] [--compile] [--profile] [--device cuda --dtype bfloat16 --peak_tflops N]
 
 "official way": what the official code computes, step by step (`plain_fluxvit.py`), with attention written out or SDPA;
 its logits are compared with ours first. VideoMAE and V-JEPA 2 are transformers' own classifiers with SDPA, of
 FluxViT's width, heads and layers, on a clip of as many tokens as are kept (256 pixels, patches of 16, tubelets of 2);
 those embed no more than they encode. "of the ceiling": multiply-adds that ran, at the rate of the widest linear layer
-alone, over the time. Random weights, one process, rounds interleaved: of each round the ratio to ours, then medians.
+alone, over the time. --profile prints where ours and VideoMAE's time goes. Random weights, one process, rounds
+interleaved: of each round the ratio to ours, then medians.
 """
 
 import argparse
@@ -67,6 +68,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--compile", action="store_true", help="the models, whole")
+    parser.add_argument("--profile", action="store_true", help="the ten longest operations of ours and VideoMAE")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--peak_tflops", type=float, help="of the device: MFU beside")
@@ -159,6 +161,14 @@ def measure(ways: dict[str, Callable], options: argparse.Namespace) -> dict[str,
     return times
 
 
+def print_profile(ways: dict[str, Callable], on_gpu: bool) -> None:
+    by = f"self_{'device' if on_gpu else 'cpu'}_time_total"
+    for name in (OURS, "VideoMAE"):
+        with torch.inference_mode(), torch.profiler.profile() as profile:
+            ways[name]()
+        print(f"\n{name}\n{profile.key_averages().table(sort_by=by, row_limit=10, max_name_column_width=40)}")
+
+
 def main() -> None:
     options = parse_arguments()
     cpu = f"{platform.machine()}, {torch.get_num_threads()} threads"
@@ -196,6 +206,8 @@ def print_row(
     cells += [*(f"{ratio:.2f}" for ratio in ratios), f"{ceiling:.0%}"]
     cells += [f"{2 * flops / seconds / 1e12 / options.peak_tflops:.1%}"] if options.peak_tflops else []
     print(f"| {' | '.join(cells)} |", flush=True)
+    if options.profile:
+        print_profile(ways, options.device == "cuda")
 
 
 if __name__ == "__main__":
