@@ -1,8 +1,8 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
 """Budgets that choose themselves: a clip is encoded at few tokens, and at more where the model is not sure.
 
-What the steps are, and how sure is sure, stands in `config.auto_budgets`: `training.optimize_tokens --auto` calibrates it
-on validation clips. All steps look at one clip shape, so that decoding, embedding and scores serve all of them.
+The steps, and how sure is sure, stand in `config.auto_budgets`; `training.optimize_tokens --auto` calibrates them on
+validation clips. All steps look at one clip shape, so that decoding, embedding and scores serve all of them.
 Shape letters: B views, V views of a video, N = B / V videos, C labels.
 """
 

@@ -68,11 +68,11 @@ def fit_temperature(scores: Tensor, targets: Tensor) -> float:
         targets: (N,) int64.
     """
     logs = scores.double().clamp_min(torch.finfo(torch.float32).tiny).log()
-    right = logs.gather(1, targets[:, None]).mean()
+    above = logs - logs.gather(1, targets[:, None])  # of each label, how far above the right one
     low, high = (math.log(1 / limit) for limit in reversed(TEMPERATURES))
     for _ in range(60):  # the slope rises with 1 / temperature: halve the range that it is 0 in
         middle = (low + high) / 2
-        slope = ((logs * math.exp(middle)).softmax(-1) * logs).sum(-1).mean() - right
+        slope = ((logs * math.exp(middle)).softmax(-1) * above).sum(-1).mean()
         low, high = (middle, high) if slope < 0 else (low, middle)
     return math.exp(-(low + high) / 2)
 
