@@ -47,6 +47,14 @@ def confidence(scores: Tensor, temperature: float) -> Tensor:
     return (scores.log() / temperature).softmax(-1).amax(-1)
 
 
+def check_one_label(config: Any) -> None:
+    """Raises ValueError for a model whose scores do not say how sure it is of one label."""
+    if config.problem_type not in (None, "single_label_classification"):
+        raise ValueError(
+            f"token_budget='auto' is for models of one label a clip, this one's problem_type is {config.problem_type!r}"
+        )
+
+
 @dataclass(frozen=True)
 class BudgetLadder:
     """What `token_budget="auto"` goes by.
@@ -69,8 +77,9 @@ class BudgetLadder:
         """A checkpoint's.
 
         Raises:
-            ValueError: it has none.
+            ValueError: it has none, or is no model of one label a clip.
         """
+        check_one_label(config)
         auto = config.auto_budgets
         if auto is None:
             raise ValueError(
@@ -154,4 +163,4 @@ def logits_at_auto_budgets(
     return logits, budgets
 
 
-__all__ = ["AUTO", "BudgetLadder", "as_budgets", "confidence", "logits_at_auto_budgets"]
+__all__ = ["AUTO", "BudgetLadder", "as_budgets", "check_one_label", "confidence", "logits_at_auto_budgets"]

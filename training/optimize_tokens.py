@@ -32,7 +32,7 @@ from typing import Any
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from flux_hf.auto_budgets import BudgetLadder
+from flux_hf.auto_budgets import BudgetLadder, check_one_label
 from flux_hf.checkpoint_files import finish_replacing, replacing_folder, write_json
 from flux_hf.loading import CLASSIFIERS
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
@@ -198,8 +198,7 @@ def calibrate_auto(
     Raises:
         ValueError: a model without one label a clip, or what `calibrate` raises.
     """
-    if model.config.problem_type not in (None, "single_label_classification"):
-        raise ValueError(f"--auto is for models of one label a clip, this one's is {model.config.problem_type}")
+    check_one_label(model.config)
     budgets = sorted(set(args.token_budgets or model.config.token_budgets))
     shape = auto_shape(model.config, predict.processor, budgets[-1], args.frames, args.sizes)
     targets = label_targets(clips, model.config)

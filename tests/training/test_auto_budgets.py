@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,16 @@ from evaluation_parts import direct_scores, save_checkpoint, tiny_model, tiny_pr
 from PIL import Image
 from transformers import pipeline
 
-from flux_hf import FluxViTConfig, FluxViTVideoClassificationPipeline
+from flux_hf import FluxViTConfig, FluxViTVideoClassificationPipeline, FluxViTVideoProcessor
 from flux_hf.auto_budgets import BudgetLadder, confidence
 from training import evaluate, extract_features, optimize_tokens, predict
 from training.data.sampling import ClipShape
 from training.inference.calibration import Wanted, calibrate, fit_temperature
 from training.inference.points import EvalPoint
+from training.study.auto_budget import FIXED, RANDOM, Results, report, settings_of
+from training.study.auto_budget import main as run_study
+from training.study.records import Records, pack
+from training.study.tasks import make_generator_task
 
 
 BUDGETS = (2, 4, 16)
@@ -77,6 +82,7 @@ def test_a_ladder_by_hand():
     assert ladder.token_budgets == (1, 3, 10) and (ladder.num_frames, ladder.size) == (8, 28)
     assert (found.accuracy, found.shares) == (1.0, pytest.approx((0.7, 0.2, 0.1)))
     assert found.gflops_per_view == pytest.approx(0.7 * 1 + 0.2 * (1 + 3) + 0.1 * (1 + 3 + 10))
+    assert found.suffices == (False, False, True)
     assert found.accuracies == pytest.approx((0.7, 0.9, 1.0)) and found.gflops == (1.0, 3.0, 10.0)
     # thresholds lie in the middle between the least sure clip that stops and the surest that does not
     first, second = (confidence(scores[step], ladder.temperatures[step]) for step in range(2))
@@ -91,7 +97,8 @@ def test_a_ladder_leaves_out_what_does_not_pay():
     # one of ten may be lost: 10 points, and sqrt(0.09 / 10) = 9.5 by which it is not sure
     within = calibrate(Costs(), ClipShape(8, 28), [1, 3, 10], scores, targets, Wanted(tolerance=0.2))
     assert within.ladder.token_budgets == (1, 3) and within.shares == pytest.approx((0.7, 0.3))
-    assert within.gflops_per_view == pytest.approx(0.7 + 0.3 * 4) and within.accuracy == pytest.approx(0.9)
+    assert within.suffices == (False, True, True) and within.gflops_per_view == pytest.approx(0.7 + 0.3 * 4)
+    assert within.accuracy == pytest.approx(0.9)
     # the first budget alone reaches 70 %, less sqrt(0.7 * 0.3 / 10) = 14.5 points
     alone = calibrate(Costs(), ClipShape(8, 28), [1, 3, 10], scores, targets, Wanted(target=0.55))
     assert (alone.ladder.token_budgets, alone.ladder.thresholds, alone.shares) == ((1,), (), (1.0,))
@@ -308,3 +315,58 @@ def test_what_automatic_budgets_are_not_for(data, tmp_path):
     with pytest.raises(ValueError, match="one label a clip.*multi_label"):
         optimize_tokens.main(arguments)
     assert not (tmp_path / "p.csv").exists() and not (tmp_path / "e").exists()
+
+
+# --- the study --------------------------------------------------------------------------------------------------------
+
+
+def test_what_the_study_says_of_a_seed_by_hand():
+    """Auto is right on all four clips, three of them at 18 tokens; drawn, what is right at 18 alone counts 3/4."""
+    hits = {"144": [1, 1, 1, 0], "72": [1, 1, 0, 0], "36": [1, 0, 0, 0], "18": [1, 1, 0, 0], "auto": [1, 1, 1, 1]}
+    gflops = {"144": 10.0, "72": 6.0, "36": 3.0, "18": 1.0, "auto": 4.0}
+    run = {
+        name: {"hits": pack(right), "gflops": gflops[name], "dense_gflops": 1 + gflops[name]}
+        for name, right in hits.items()
+    }
+    run["auto"]["shares"] = {"18": 0.75, "144": 0.25}
+    enough = {"18": False, "36": True, "72": True, "144": True}
+    run["validation"] = {"budgets": [{"token_budget": int(b), "suffices_alone": ok} for b, ok in enough.items()]}
+    rows = {row[0]: row[1:] for row in Results([{"direct": run}], "direct", 4).rows()}
+    assert [rows[name][0] for name in ("144 tokens", "72 tokens", "18 tokens", "auto")] == [
+        "75.0",
+        "50.0",
+        "50.0",
+        "100.0",
+    ]
+    assert rows[RANDOM][0] == "56.2"  # (1 + 1 + 1/4 + 0) / 4
+    assert rows["auto"][1].startswith("+25.0 [") and rows["144 tokens"][1] == ""
+    assert rows[FIXED][0] == "25.0" and rows[FIXED][2:] == ["36.4", "30.0"]  # 36 tokens
+    assert rows["auto"][2:] == ["45.5", "40.0"] == rows[RANDOM][2:]  # 5 of 11, 4 of 10
+
+
+def test_the_published_table_is_that_of_the_published_records(tmp_path):
+    published = Path(__file__).parents[2] / "training" / "study" / "results" / "auto_budget"
+    shutil.copytree(published, tmp_path / "copy")
+    records = Records(tmp_path / "copy", settings_of("multi"))
+    assert report(records, "multi") == (published / "results.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_study_of_a_model(tmp_path, capsys):
+    task = make_generator_task(tmp_path / "study", (1, 16, 12))
+    labels = sorted(
+        {row["label"] for row in read_csv(task.validation)} | {row["label"] for row in read_csv(task.folds[0].test)}
+    )
+    names = {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
+    model = tiny_model(patch_size=7, tubelet_size=2, num_frames=8, image_size=42, token_plan={144: [16, 42]}, **names)
+    folder = tmp_path / "study" / "generator" / "multi_seed0" / "all"
+    model.save_pretrained(folder)
+    FluxViTVideoProcessor(num_frames=8, size=42, patch_size=7).save_pretrained(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    given = ["--study_dir", str(tmp_path / "study"), "--output_dir", str(tmp_path / "out"), "--seeds", "0"]
+    run_study(given)
+    text = (tmp_path / "out" / "results" / "results.md").read_text()
+    assert text in capsys.readouterr().out and "## TO: 16 frames of 42x42" in text
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    run_study(given)  # what is there is not done again
+    assert (tmp_path / "out" / "results" / "results.md").read_text() == text

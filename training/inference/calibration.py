@@ -36,6 +36,7 @@ class Calibration:
     temperatures: tuple[float, ...]  # of these
     accuracies: tuple[float, ...]  # likewise, of all clips at the one budget
     gflops: tuple[float, ...]  # likewise
+    suffices: tuple[bool, ...]  # likewise, whether that alone is accurate enough
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,7 @@ def calibrate(
         tuple(temperatures),
         tuple(hits.mean(1).tolist()),
         tuple(cost((step,)) for step in range(len(token_budgets))),
+        tuple(any(one.steps == (step,) for one in enough) for step in range(len(token_budgets))),
     )
 
 
@@ -228,8 +230,9 @@ def auto_shape(
 
 def calibration_report(found: Calibration) -> dict[str, Any]:
     """What auto_budgets_calibration.json says of a calibration."""
-    names = ("token_budget", "temperature", "accuracy", "gflops_per_view")
-    of_budgets = zip(found.token_budgets, found.temperatures, found.accuracies, found.gflops, strict=True)
+    names = ("token_budget", "temperature", "accuracy", "gflops_per_view", "suffices_alone")
+    values = (found.token_budgets, found.temperatures, found.accuracies, found.gflops, found.suffices)
+    of_budgets = zip(*values, strict=True)
     return {
         "auto_budgets": found.ladder.to_config(),
         "accuracy": found.accuracy,

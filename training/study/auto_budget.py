@@ -33,6 +33,7 @@ from .tasks import read_rows
 NAME = "generator"  # the clips'
 TOLERANCE = 0.5  # points below all tokens
 RANDOM = "as many at each, at random"
+FIXED = "one budget for all, chosen likewise"  # the least that is accurate enough by itself
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -119,10 +120,15 @@ class Results:
         self.runs, self.clips = [record[way] for record in records], clips
 
     def hits(self, name: str) -> np.ndarray:
-        """(seeds, clips) of a budget, of "auto", or, as shares, of `RANDOM`."""
+        """(seeds, clips) of a budget, of "auto", of `FIXED`, or, as shares, of `RANDOM`."""
         if name == RANDOM:
             return np.stack([self._expected(run) for run in self.runs])
-        return np.stack([unpack(run[name]["hits"], self.clips).astype(float) for run in self.runs])
+        return np.stack([unpack(run[self._of(name, run)]["hits"], self.clips).astype(float) for run in self.runs])
+
+    def _of(self, name: str, run: dict[str, Any]) -> str:
+        if name != FIXED:
+            return name
+        return str(min(one["token_budget"] for one in run["validation"]["budgets"] if one["suffices_alone"]))
 
     def _expected(self, run: dict[str, Any]) -> np.ndarray:
         """(clips,): how often each is right if the budget that it stops at is drawn by auto's shares."""
@@ -132,12 +138,12 @@ class Results:
     def cost(self, name: str, kind: str) -> list[float]:
         """GFLOPs of each seed, in percent of those of all tokens."""
         name = "auto" if name == RANDOM else name
-        return [100 * run[name][kind] / run[str(TOKENS)][kind] for run in self.runs]
+        return [100 * run[self._of(name, run)][kind] / run[str(TOKENS)][kind] for run in self.runs]
 
     def rows(self) -> Iterator[list[str]]:
         groups = list(map(str, range(self.clips)))
         most = self.hits(str(TOKENS))
-        for name in [*map(str, sorted(BUDGETS, reverse=True)), "auto", RANDOM]:
+        for name in [*map(str, sorted(BUDGETS, reverse=True)), "auto", RANDOM, FIXED]:
             hits = self.hits(name)
             against = "" if name == str(TOKENS) else str(paired_difference(hits, most, groups))
             title = f"{name} tokens" if name.isdigit() else name
@@ -189,10 +195,14 @@ def report(records: Records, method: str) -> str:
     return text
 
 
+def settings_of(method: str) -> dict[str, Any]:
+    """What all records share."""
+    return {"method": method, "clips": asdict(CLIPS), "token_budgets": BUDGETS, "tolerance": TOLERANCE}
+
+
 def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
-    settings = {"method": args.method, "clips": asdict(CLIPS), "token_budgets": BUDGETS, "tolerance": TOLERANCE}
-    records = Records(args.results_dir, settings)
+    records = Records(args.results_dir, settings_of(args.method))
     if not args.report_only:
         clips = args.study_dir / NAME / "clips"
         names = [row["path"] for row in read_rows(clips / "test.csv")]
