@@ -104,10 +104,10 @@ def main(arguments: list[str] | None = None) -> None:
     go_through_parts(clips, source, scores, shards, args, accelerator)
     failed = 0
     if accelerator.is_main_process:
-        failed, chosen = shards.finish(len(make_units(clips, args.clips_per_shard)))
+        failed = shards.finish(len(make_units(clips, args.clips_per_shard)))
         print(f"{len(clips) - failed} of {len(clips)} clips labelled at {scores.point}: {args.output}")
-        if chosen:
-            print(describe_choices(scores, chosen))
+        if shards.chosen:
+            print(describe_choices(scores, shards.chosen))
         if args.plot is not None:
             draw_timeline(Path(args.output), Path(args.plot))
     [failed] = broadcast_object_list([failed])

@@ -134,6 +134,7 @@ class LabelShards(ShardFolder):
         self.output, self.names, self.top_k = output, names, min(top_k, len(names))
         self.times = ("start", "end") if of_windows else ()
         self.budget = ("token_budget",) if with_budgets else ()
+        self.chosen: Counter[str] = Counter()
 
     @property
     def header(self) -> tuple[str, ...]:
@@ -159,14 +160,12 @@ class LabelShards(ShardFolder):
             for rank, (score, index) in enumerate(zip(best[: self.top_k].tolist(), order.tolist(), strict=False), 1):
                 yield [*begin, rank, self.names[index], score, *budget, ""]
 
-    def finish(self, num_units: int) -> tuple[int, Counter[str]]:
-        """Joins all parts in `output`, and removes them and what runs for it that were cut short left.
+    def finish(self, num_units: int) -> int:
+        """Joins all parts in `output`, and removes them and what runs for it that were cut short left; the errors.
 
-        Returns:
-            The errors, and how often each budget was chosen; of rows without, none.
+        `chosen` counts how often each budget was, where rows say it.
         """
-        failed, chosen = 0, Counter()
-        rank = self.header.index("rank")
+        failed, rank = 0, self.header.index("rank")
         with replacing(self.output, durable=True) as temporary:
             with open(temporary, "w", newline="", encoding="utf-8", errors=BYTES) as file:
                 writer = csv.writer(file)
@@ -176,8 +175,8 @@ class LabelShards(ShardFolder):
                         writer.writerow(row)
                         failed += bool(row[-1])
                         if self.budget and row[rank] == "1":
-                            chosen[row[-2]] += 1
+                            self.chosen[row[-2]] += 1
         for other in self.output.parent.glob(f"{glob.escape(self.output.name)}.*.partial"):
             shutil.rmtree(other)
         remove_leftovers_of(self.output)
-        return failed, chosen
+        return failed

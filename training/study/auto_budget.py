@@ -86,6 +86,8 @@ def measure(model: Path, clips: Path, folder: Path, shape: tuple[int, int], thre
     hits, metrics = read_hits(said / "predictions.csv"), json.loads((said / "metrics.json").read_text(encoding="utf-8"))
     calibrated = json.loads((folder / "auto_budgets_calibration.json").read_text(encoding="utf-8"))
     of_auto, record = metrics["auto"], {"auto_budgets": metrics["auto"]["auto_budgets"]}
+    if calibrated["auto_budgets"] != record["auto_budgets"]:
+        raise ValueError(f"{said} is of another calibration than {folder} holds: delete it")
     record["validation"] = {name: calibrated[name] for name in ("accuracy", "gflops_per_view", "shares", "budgets")}
     flops = new_model()
     for budget in budgets:
