@@ -59,7 +59,7 @@ def results_table(results: Sequence[dict[str, Any]], auto: dict[str, Any] | None
     metrics = [name for name in METRIC_NAMES if name in results[0]]
     rows = [["point", "tokens", "GFLOPs/view", *(METRIC_NAMES[name] for name in metrics), "clips"]]
     for result in [*results, *([] if auto is None else [auto])]:
-        tokens = f"{result['kept_tokens']:.4g} of {result['dense_tokens']}"
+        tokens = f"{round(result['kept_tokens'], 1):g} of {result['dense_tokens']}"
         shares = [f"{100 * result[name]:.2f}" for name in metrics]
         rows.append(
             [result["point"], tokens, f"{result['gflops_per_view']:.4g}", *shares, str(result["clips_counted"])]
