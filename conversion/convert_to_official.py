@@ -174,6 +174,8 @@ def describe(config: FluxViTConfig, report: KeyReport) -> None:
         notes.append(f"not part of the file: the heads' token_budgets {config.token_budgets}")
     if config.token_plan:
         notes.append(f"not part of the file: token_plan {config.token_plan}")
+    if config.auto_budgets:
+        notes.append(f"not part of the file: auto_budgets {config.auto_budgets}")
     if config.id2label != {index: f"LABEL_{index}" for index in range(config.num_labels)}:
         notes.append(f"not part of the file: the names of the {config.num_labels} labels")
 

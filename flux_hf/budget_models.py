@@ -122,6 +122,18 @@ class TokenBudgetModel:
         check_keep_indices(keep_indices, patches.shape[0], patches.shape[1] * patches.shape[2])
         return self._encode(patches, grid, keep_indices, layers, in_order=True, **kwargs)
 
+    def take_clips(self, patches: Tensor, grid: Any, clips: Tensor) -> tuple[Tensor, Any]:
+        """Some of the clips that were embedded, so that only these are encoded.
+
+        Args:
+            patches, grid: Of `embed`.
+            clips: (B',) int64, which of the B.
+
+        Returns:
+            Patches (B', T', L, D), and their grid.
+        """
+        return patches[clips], grid._replace(class_token=grid.class_token[clips])
+
     def _encode(
         self, patches: Tensor, grid: Any, keep_indices: Tensor, layers: Sequence[int], in_order: bool, **kwargs
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -364,7 +376,7 @@ class TokenBudgetClassifier:
         self,
         num_frames: int | None = None,
         size: int | None = None,
-        token_budget: int | None = None,
+        token_budget: int | Sequence[int] | None = None,
         dense_embedding: bool = False,
     ) -> int:
         """Multiply-adds of one clip as the paper counts: embedding of kept patches, layers, a pooling, a classifier.
@@ -372,7 +384,8 @@ class TokenBudgetClassifier:
         Args:
             num_frames: Frames of the clip; the config's by default.
             size: Side of the square frames, in pixels; the config's by default.
-            token_budget: As in `forward`.
+            token_budget: As in `forward`; or several, for passes one after another: each is counted, but a patch's
+                embedding once.
             dense_embedding: Count the embedding of every patch, which is what runs: tokens are selected by it.
 
         Raises:
@@ -386,11 +399,13 @@ class TokenBudgetClassifier:
         if height % config.patch_size or width % config.patch_size:
             raise ValueError(f"size must be a multiple of {config.patch_size}, got {size}")
         patches = math.prod(self._grid_of(num_frames, height, width))
-        budget = config.token_budget if token_budget is None else as_count("token_budget", token_budget)
-        kept = patches if budget is None else min(budget, patches)
+        budgets = token_budget if isinstance(token_budget, (list, tuple)) else [token_budget]
+        budgets = [config.token_budget if budget is None else as_count("token_budget", budget) for budget in budgets]
+        kept = [patches if budget is None else min(budget, patches) for budget in budgets]
         pixels = config.num_channels * config.tubelet_size * config.patch_size**2
-        embedding = (patches if dense_embedding else kept) * config.hidden_size * pixels
-        return embedding + self._multiply_adds(kept) + config.projection_dim * config.num_labels
+        embedding = (patches if dense_embedding else max(kept)) * config.hidden_size * pixels
+        classifier = config.projection_dim * config.num_labels
+        return embedding + sum(self._multiply_adds(tokens) + classifier for tokens in kept)
 
     def _multiply_adds(self, kept_tokens: int) -> int:
         """Of the layers and a pooling."""

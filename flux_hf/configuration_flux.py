@@ -85,6 +85,7 @@ class FluxConfig(TokenBudgetConfig, PreTrainedConfig):
         token_selection: Name of the selector, see `token_selection.TOKEN_SELECTORS`.
         num_token_groups: Frame groups of the group-dynamic selector.
         token_plan: Budget -> [num_frames, size] found best for it on a validation split.
+        auto_budgets: What `token_budget="auto"` goes by, as in `FluxViTConfig`.
         num_frames: Frames of the default clip; the encoder's own if not given.
         image_size: Side (or height and width) of the default clip, in pixels; the encoder's own if not given.
         classifier_dropout: Dropout before the classifier.
@@ -103,6 +104,7 @@ class FluxConfig(TokenBudgetConfig, PreTrainedConfig):
     token_selection: str = "group_dynamic"
     num_token_groups: int = 4
     token_plan: dict | None = None
+    auto_budgets: dict | None = None
     num_frames: int | None = None
     image_size: int | list[int] | tuple[int, int] | None = None
     classifier_dropout: float | int = 0.0

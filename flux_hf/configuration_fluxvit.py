@@ -46,14 +46,15 @@ INTERNVIDEO2_COMMON = {
     "token_budgets": [2048],
     "token_budget": 2048,
 }
+AUTO_LISTS = ("token_budgets", "temperatures", "thresholds")  # of `auto_budgets`
 PROBLEM_TYPES = (None, "single_label_classification", "multi_label_classification", "regression")
 
 
 class TokenBudgetConfig:
     """Of a model's configuration: the default clip, the budgets, and the files that load a checkpoint.
 
-    Its fields `image_size`, `num_frames`, `token_budgets`, `token_budget`, `token_selection`, `num_token_groups` and
-    `token_plan` are those of `FluxViTConfig`. `AUTO_MAP` says where its classes are.
+    Its fields `image_size`, `num_frames`, `token_budgets`, `token_budget`, `token_selection`, `num_token_groups`,
+    `token_plan` and `auto_budgets` are those of `FluxViTConfig`. `AUTO_MAP` says where its classes are.
     """
 
     AUTO_MAP: ClassVar[dict[str, str]]
@@ -93,6 +94,8 @@ class TokenBudgetConfig:
             self.image_size = list(self.image_size)
         if self.token_plan is not None:
             self.token_plan = as_token_plan(self.token_plan)
+        if self.auto_budgets is not None:
+            self.auto_budgets = as_auto_budgets(self.auto_budgets)
 
     def _validate_clip(self) -> None:
         patch, tubelet = self.patch_size, self.tubelet_size
@@ -104,6 +107,9 @@ class TokenBudgetConfig:
         for frames, size in (self.token_plan or {}).values():
             whole = frames % tubelet == 0 and size % patch == 0
             self._require("token_plan", whole, "of frames in whole tubelets and sizes in whole patches")
+        auto = self.auto_budgets
+        whole = auto is None or (auto["num_frames"] % tubelet == 0 and auto["size"] % patch == 0)
+        self._require("auto_budgets", whole, "of frames in whole tubelets and a size in whole patches")
 
     def _validate_budgets(self) -> None:
         budgets = self.token_budgets
@@ -148,6 +154,9 @@ class FluxViTConfig(TokenBudgetConfig, PreTrainedConfig):
         token_selection: Name of the selector, see `token_selection.TOKEN_SELECTORS`.
         num_token_groups: Frame groups of the group-dynamic selector.
         token_plan: Budget -> [num_frames, size] found best for it on a validation split.
+        auto_budgets: What `token_budget="auto"` goes by, found on a validation split: `num_frames` and `size` of the
+            clip, rising `token_budgets`, a temperature for each (`temperatures`), and for each but the last the
+            confidence from which it suffices (`thresholds`).
         alignment_layers: In pretraining, the layers (from 0, rising) that are aligned to layers of a teacher.
         teacher_hidden_size: The teacher's width, in pretraining.
         teacher_projection_dim: The width of the teacher's pooled feature, in pretraining.
@@ -187,6 +196,7 @@ class FluxViTConfig(TokenBudgetConfig, PreTrainedConfig):
     token_selection: str = "group_dynamic"
     num_token_groups: int = 4
     token_plan: dict | None = None
+    auto_budgets: dict | None = None
     alignment_layers: list[int] | tuple[int, ...] | None = None
     teacher_hidden_size: int | None = None
     teacher_projection_dim: int | None = None
@@ -266,6 +276,10 @@ def is_count(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
+def is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def as_token_plan(plan: Any) -> dict[int, list[int]]:
     """A plan with whole numbers for budgets (JSON makes strings of them) and lists of two for clips.
 
@@ -282,6 +296,33 @@ def as_token_plan(plan: Any) -> dict[int, list[int]]:
             raise ValueError(f"token_plan must map budgets >= 1 to [num_frames, size], got {budget}: {clip}")
         checked[number] = list(clip)
     return checked
+
+
+def as_auto_budgets(auto: Any) -> dict[str, Any]:
+    """What `token_budget="auto"` goes by, in whole numbers, lists and floats, as JSON gives it back.
+
+    Raises:
+        ValueError: anything else than the fields that `FluxViTConfig` names, of values and lengths that can be.
+    """
+    if not isinstance(auto, dict) or set(auto) != {"num_frames", "size", *AUTO_LISTS}:
+        fields = ["num_frames", "size", *AUTO_LISTS]
+        raise ValueError(f"auto_budgets must have the fields {fields}, got {auto!r}")
+    budgets, temperatures, thresholds = (auto[name] for name in AUTO_LISTS)
+    lists = all(isinstance(auto[name], (list, tuple)) for name in AUTO_LISTS)
+    if not lists or not len(budgets) == len(temperatures) == len(thresholds) + 1:
+        raise ValueError(f"auto_budgets must have a temperature a budget, and one threshold fewer, got {auto!r}")
+    numbers = all(is_number(value) for value in (*temperatures, *thresholds))
+    if not numbers or min(temperatures) <= 0 or min(thresholds, default=0) < 0:
+        raise ValueError(f"temperatures must be above 0 and thresholds at least 0, got auto_budgets {auto!r}")
+    if not all(map(is_count, (auto["num_frames"], auto["size"], *budgets))) or list(budgets) != sorted(set(budgets)):
+        raise ValueError(f"auto_budgets must be of whole numbers >= 1, the budgets rising, got {auto!r}")
+    return {
+        "num_frames": auto["num_frames"],
+        "size": auto["size"],
+        "token_budgets": list(budgets),
+        "temperatures": [float(value) for value in temperatures],
+        "thresholds": [float(value) for value in thresholds],
+    }
 
 
 __all__ = ["FluxViTConfig"]

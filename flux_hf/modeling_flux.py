@@ -42,7 +42,7 @@ BACKBONES: dict[str, type[FluxBackbone]] = {"videomae": FluxVideoMAE, "vivit": F
 LABEL_FIELDS = ("id2label", "label2id", "problem_type")
 # Options of `from_backbone` that are the config's, and those that say where a checkpoint is.
 OWN_FIELDS = (
-    *("token_budget", "separate_heads", "token_selection", "num_token_groups", "token_plan"),
+    *("token_budget", "separate_heads", "token_selection", "num_token_groups", "token_plan", "auto_budgets"),
     *("num_frames", "image_size", "classifier_dropout", "drop_path_rate"),
 )
 HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
@@ -241,6 +241,7 @@ class FluxForVideoClassification(TokenBudgetClassifier, FluxPreTrainedModel):
             return self
         default = sorted(budgets, reverse=True)[min(1, len(budgets) - 1)]
         changes = {"token_budgets": budgets, "token_budget": default, "separate_heads": separate}
+        changes["auto_budgets"] = None  # calibrated for the old heads
         config = type(old)(**{**old.to_dict(), **changes})
         config._attn_implementation = old._attn_implementation
         sources = [self._module_of(self.resolve_head(budget)) for budget in config.token_budgets]

@@ -589,7 +589,9 @@ class FluxViTForVideoClassification(TokenBudgetClassifier, FluxViTPreTrainedMode
         if budgets == old.token_budgets:
             return self
         default = sorted(budgets, reverse=True)[min(1, len(budgets) - 1)]
-        config = type(old)(**{**old.to_dict(), "token_budgets": budgets, "token_budget": default})
+        changes = {"token_budgets": budgets, "token_budget": default}
+        changes["auto_budgets"] = None  # calibrated for the old heads
+        config = type(old)(**{**old.to_dict(), **changes})
         config._attn_implementation = old._attn_implementation
         sources = [self.resolve_head(budget) for budget in config.token_budgets]
         new = type(self)(config)

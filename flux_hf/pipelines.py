@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, VideoClassificationPipeline
 
+from .auto_budgets import AUTO, BudgetLadder, logits_at_auto_budgets
 from .loading import following, is_plain, wrapped
 from .token_selection import as_count
 from .video_inputs import is_frame_list
@@ -54,14 +55,18 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
         size: int | dict | None = None,
         num_clips: int | None = None,
         num_crops: int | None = None,
-        token_budget: int | None = None,
+        token_budget: int | str | None = None,
         backend: str | None = None,
         function_to_apply: str | None = None,
     ) -> tuple[dict, dict, dict]:
         counts = {"num_frames": num_frames, "num_clips": num_clips, "num_crops": num_crops}
         preprocess = {name: as_count(name, value) for name, value in counts.items() if value is not None}
         preprocess.update({name: value for name, value in (("size", size), ("backend", backend)) if value is not None})
-        forward = {} if token_budget is None else {"token_budget": as_count("token_budget", token_budget)}
+        if isinstance(token_budget, str) and token_budget == AUTO:
+            BudgetLadder.of(self.model.config)
+        elif token_budget is not None:
+            token_budget = as_count("token_budget", token_budget)
+        forward = {} if token_budget is None else {"token_budget": token_budget}
         preprocess.update(forward)
         top_k = None if top_k is None else as_count("top_k", top_k)
         _, _, postprocess = super()._sanitize_parameters(top_k=top_k, function_to_apply=function_to_apply)
@@ -81,7 +86,9 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
             stride: Seconds from a window to the next; `window` if not given.
             token_budget: Tokens encoded of each view; the model's default if not given. If neither `num_frames` nor
                 `size` is, the clip is the one that the model's `token_plan` holds for exactly this budget, or the
-                default one if it holds none. Without a `token_budget` the clip is always the default one.
+                default one if it holds none. Without a `token_budget` the clip is always the default one. "auto"
+                encodes each video, or window, at as few tokens as it needs, by the model's `auto_budgets`, whose clip
+                it is: the views of a video decide together.
             num_frames: Frames sampled of each view; the model's default if not given.
             size: Short side and crop in pixels, or a size dict of the processor.
             num_clips: Temporal views of each video.
@@ -94,7 +101,8 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
             num_workers: Decoding threads.
 
         Returns:
-            `top_k` dicts of `label` and `score`, best first; a list of such lists for several videos. With `window` a
+            `top_k` dicts of `label` and `score`, best first, of an automatic budget with the `token_budget` that it
+            came to; a list of such lists for several videos. With `window` a
             dict of `start`, `end` (seconds) and `labels` for each window; `iter_windows` gives them as they come.
 
         Raises:
@@ -167,11 +175,9 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
                 batch = [found for found in batch if found is not None]
                 if not batch:
                     break
-                joined = {"pixel_values_videos": torch.cat([pixels for *_, pixels in batch])}
-                logits = self.forward(joined, **forward)["logits"].split([len(pixels) for *_, pixels in batch])
-                for (start, end, _), of_window in zip(batch, logits, strict=True):
-                    labels = self.postprocess({"logits": of_window}, **postprocess)
-                    yield {"start": start, "end": end, "labels": labels}
+                outputs = self._outputs([pixels for *_, pixels in batch], forward)
+                for (start, end, _), of_window in zip(batch, outputs, strict=True):
+                    yield {"start": start, "end": end, "labels": self.postprocess(of_window, **postprocess)}
             if damage is not None:
                 raise damage
 
@@ -181,7 +187,7 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
         self.video_processor.save_pretrained(save_directory)
 
     def preprocess(
-        self, video: Any, num_frames: int | None = None, token_budget: int | None = None, **views: Any
+        self, video: Any, num_frames: int | None = None, token_budget: int | str | None = None, **views: Any
     ) -> dict[str, torch.Tensor]:
         """Decodes, samples and transforms one video into its views, (V, T, 3, H, W)."""
         num_frames, views = self._shape_and_views(num_frames, token_budget, **views)
@@ -190,9 +196,12 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
         ).to(self.dtype)
 
     def _shape_and_views(
-        self, num_frames: int | None = None, token_budget: int | None = None, **views: Any
+        self, num_frames: int | None = None, token_budget: int | str | None = None, **views: Any
     ) -> tuple[int, dict[str, Any]]:
         """Frames of a view, and what the processor must know beside, by the token plan where neither is given."""
+        if token_budget == AUTO:
+            num_frames, views["size"] = BudgetLadder.of(self.model.config).clip(num_frames, views.get("size"))
+            return num_frames, views
         if num_frames is None and "size" not in views:
             planned = (self.model.config.token_plan or {}).get(token_budget)
             if planned is not None:
@@ -201,14 +210,34 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
             num_frames = getattr(self.video_processor, "num_frames", None) or self.model.config.num_frames
         return num_frames, views
 
-    def _forward(self, model_inputs: dict[str, torch.Tensor], **parameters: Any) -> dict[str, torch.Tensor]:
+    def _forward(
+        self,
+        model_inputs: dict[str, torch.Tensor],
+        token_budget: int | str | None = None,
+        num_views: int | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Of one video, or of several with `num_views` each."""
         # Only what postprocess needs: everything returned here is copied to the CPU.
-        return {"logits": self.model(**model_inputs, **parameters).logits}
+        if token_budget != AUTO:
+            return {"logits": self.model(**model_inputs, token_budget=token_budget).logits}
+        videos = model_inputs["pixel_values_videos"]
+        ladder = BudgetLadder.of(self.model.config)
+        logits, budgets = logits_at_auto_budgets(self.model, videos, ladder, num_views or len(videos))
+        return {"logits": logits, "token_budgets": budgets}
+
+    def _outputs(self, batch: list[torch.Tensor], forward: dict) -> Iterator[dict[str, torch.Tensor]]:
+        """What `_forward` gives of each of several videos (V, T, 3, H, W)."""
+        one_shape = len({clip.shape[1:] for clip in batch}) == 1
+        inputs = {"pixel_values_videos": torch.cat(batch) if one_shape else batch}
+        outputs = self.forward(inputs, **forward, num_views=len(batch[0]))
+        for index, logits in enumerate(outputs["logits"].split([len(clip) for clip in batch])):
+            chosen = {name: outputs[name][index : index + 1] for name in ("token_budgets",) if name in outputs}
+            yield {"logits": logits, **chosen}
 
     def postprocess(
         self, model_outputs: dict[str, torch.Tensor], top_k: int = 5, function_to_apply: str | None = None
     ) -> list[dict[str, Any]]:
-        """Logits of one video's views (V, num_labels) -> its best labels."""
+        """Logits of one video's views (V, num_labels), and the budget that was chosen for it -> its best labels."""
         config = self.model.config
         if function_to_apply is None:
             by_problem = {"regression": "none", "multi_label_classification": "sigmoid"}
@@ -219,8 +248,11 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
         elif function_to_apply == "sigmoid":
             logits = logits.sigmoid()
         scores, labels = logits.mean(0).topk(min(top_k, config.num_labels))
+        chosen = {}
+        if "token_budgets" in model_outputs:
+            chosen["token_budget"] = int(model_outputs["token_budgets"])
         return [
-            {"score": score, "label": config.id2label[label]}
+            {"score": score, "label": config.id2label[label], **chosen}
             for score, label in zip(scores.tolist(), labels.tolist(), strict=True)
         ]
 
@@ -236,20 +268,19 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
         """One result a video, in order; up to `batch_size` videos a forward pass, the next ones decoding meanwhile."""
         prepared = self._decode_ahead(inputs, num_workers or DEFAULT_DECODE_THREADS, batch_size, preprocess_params)
         for batch in self._batches(prepared, batch_size, forward_params.get("token_budget")):
-            one_shape = len({clip.shape[1:] for clip in batch}) == 1
-            inputs = {"pixel_values_videos": torch.cat(batch) if one_shape else batch}
-            logits = self.forward(inputs, **forward_params)["logits"]
-            for clip_logits in logits.split([len(clip) for clip in batch]):
-                yield self.postprocess({"logits": clip_logits}, **postprocess_params)
+            for outputs in self._outputs(batch, forward_params):
+                yield self.postprocess(outputs, **postprocess_params)
 
     def _batches(
-        self, clips: Iterable[dict[str, torch.Tensor]], batch_size: int, token_budget: int | None
+        self, clips: Iterable[dict[str, torch.Tensor]], batch_size: int, token_budget: int | str | None
     ) -> Iterator[list[torch.Tensor]]:
-        """Runs of up to `batch_size` successive clips (V, T, 3, H, W) of whose views equally many tokens are kept."""
+        """Runs of up to `batch_size` successive clips (V, T, 3, H, W) of whose views equally many tokens are kept, or,
+        where budgets choose themselves, that have one shape."""
         batch, kept_before = [], None
         for clip in clips:
             views = clip["pixel_values_videos"]
-            kept = self.model.count_kept(views.shape[1], *views.shape[3:], token_budget)
+            auto = token_budget == AUTO
+            kept = views.shape if auto else self.model.count_kept(views.shape[1], *views.shape[3:], token_budget)
             if batch and (len(batch) == batch_size or kept != kept_before):
                 yield batch
                 batch = []

@@ -46,7 +46,8 @@ class VideoTokenClassifier(Protocol):
     def takes_weight_decay(self, name: str, parameter: Tensor) -> bool: ...
 
     def flops(self, num_frames: int, size: int, token_budget: int | None = None) -> int:
-        """Multiply-adds of one view."""
+        """Multiply-adds of one view. A sequence of budgets, for passes of which the embedding is counted once, and
+        `take_clips` (`TokenBudgetModel`) are asked for by `auto_budgets.py` alone."""
 
 
 class BudgetFeature(NamedTuple):

@@ -11,6 +11,8 @@ from typing import Any, get_args, get_origin
 import yaml
 from transformers import HfArgumentParser
 
+from flux_hf.auto_budgets import AUTO, as_budgets
+
 from .data.augment_config import AUGMENT_PRESETS
 from .data.reader import FRAME_TEMPLATE
 from .data.sampling import SAMPLING_PRESETS, SAMPLING_RULES
@@ -94,13 +96,19 @@ class PartArguments(CheckpointArguments, LoaderArguments, ViewArguments):
 
     window: float | None = flag(None, "seconds of a window; whole clips if not given")
     stride: float | None = flag(None, "seconds from a window to the next; one behind the other if not given")
-    token_budget: int | None = flag(None, "tokens encoded of a view; the model's if not given")
+    token_budget: int | str | None = flag(
+        None, "tokens encoded of a view; the model's if not given. Of `predict` also auto: what a clip needs"
+    )
     num_frames: int | None = flag(None, "frames of a view")
     size: int | None = flag(None, "side of a view in pixels")
     clips_per_shard: int = flag(64, "clips of a shard, which one worker does, and which is written whole")
     engine: str = flag("accelerate", "who does the shards: the processes of `accelerate launch`, or Ray", ENGINES)
     ray_address: str | None = flag(None, "of a running Ray cluster; one on this machine alone if not given")
     ray_actors: int | None = flag(None, "models on the cluster; one a GPU, or half its CPUs, if not given")
+
+    def __post_init__(self):
+        if self.token_budget is not None:
+            [self.token_budget] = as_budgets("--token_budget", [self.token_budget])
 
     def checkpoint(self) -> CheckpointArguments:
         """Its flags of the checkpoint alone."""
@@ -384,7 +392,7 @@ def check_values(flags: dict[str, Any]) -> None:
         for name in names.split():
             value = flags.get(name)
             for item in value if isinstance(value, list) else [value]:
-                if item is not None and not holds(item):
+                if item not in (None, AUTO) and not holds(item):
                     raise ValueError(f"--{name} must be {allowed}, got {item}")
 
 

@@ -7,6 +7,10 @@
 Every clip is decoded once for all points and counts once, on any number of processes. Writes metrics.json,
 predictions.csv, accuracy_gflops.png and, with --per_class, per_class.csv and a confusion matrix a point. Without
 --points, --token_budgets and --use_token_plan the points are the model's own clip at each of its trained budgets.
+
+`--token_budgets auto 3072` also measures budgets that choose themselves, by what training.optimize_tokens --auto
+calibrated: each clip's scores are those of the budget that it stops at, and the GFLOPs those of all passes on the way.
+Here, and here alone, every clip is encoded at all of the steps, which are points themselves.
 """
 
 import time
@@ -18,6 +22,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
+from flux_hf.auto_budgets import AUTO, as_budgets
 from flux_hf.checkpoint_files import replacing_folder, write_csv, write_json
 from flux_hf.protocol import VideoTokenClassifier
 from flux_hf.token_selection import TOKEN_SELECTORS
@@ -27,23 +32,44 @@ from .arguments import InferenceArguments, flag, parse_command
 from .data.reader import Clip
 from .data.sources import spread
 from .data.targets import label_targets
+from .inference.automatic import add_auto, auto_points
 from .inference.command import describe_run, list_clips, load_checkpoint, model_predictor
 from .inference.points import EvalPoint, resolve_point
 from .inference.prediction import Predictions, Predictor
-from .inference.report import draw_results, point_results, prediction_rows, results_table, write_class_report
+from .inference.report import (
+    PREDICTION_COLUMNS,
+    draw_results,
+    point_results,
+    prediction_rows,
+    results_table,
+    write_class_report,
+)
 
 
 @dataclass
 class EvaluateArguments(InferenceArguments):
     output_dir: str | None = flag(None, "where the results go (required)")
     points: list[str] | None = flag(None, "FRAMESxSIZE@BUDGET, such as 8x224@2048")
-    token_budgets: list[int] | None = flag(None, "at --num_frames and --size")
+    token_budgets: list[str] | None = flag(None, "at --num_frames and --size; auto: what each clip needs")
     num_frames: int | None = flag(None, "frames of a view; the model's default if not given")
     size: int | None = flag(None, "side of a view in pixels; the model's default if not given")
     use_token_plan: bool = flag(False, "the clips that optimize_tokens chose, of --token_budgets or all")
     per_class: bool = flag(False, "also report every class, and confusion matrices")
     token_selection: str | None = flag(None, "selector in place of the model's own", list(TOKEN_SELECTORS))
     seed: int = flag(0, "of the selectors that draw at random")
+
+    def __post_init__(self):
+        if self.token_budgets is not None:
+            self.token_budgets = as_budgets("--token_budgets", self.token_budgets)
+
+    @property
+    def fixed_budgets(self) -> list[int]:
+        """The numbers among --token_budgets."""
+        return [budget for budget in self.token_budgets or () if budget != AUTO]
+
+    @property
+    def auto(self) -> bool:
+        return AUTO in (self.token_budgets or ())
 
 
 def parse_arguments(arguments: list[str] | None = None) -> EvaluateArguments:
@@ -68,11 +94,15 @@ def choose_points(args: EvaluateArguments, config: Any, processor: FluxViTVideoP
     """The points that the flags ask for, each once.
 
     Raises:
-        ValueError: a point the model cannot take, or a budget that its plan does not hold.
+        ValueError: a point the model cannot take, or a budget that its plan does not hold; or automatic budgets that it
+            is not calibrated for.
     """
-    if args.use_token_plan:
+    steps = auto_points(config, args.num_frames, args.size) if args.auto else []
+    if steps and not (args.fixed_budgets or args.use_token_plan):
+        points = []
+    elif args.use_token_plan:
         plan = config.token_plan or {}
-        budgets = args.token_budgets or sorted(plan, reverse=True)
+        budgets = args.fixed_budgets or sorted(plan, reverse=True)
         missing = [budget for budget in budgets if budget not in plan]
         if not plan:
             raise ValueError("the checkpoint has no token plan: training.optimize_tokens makes one")
@@ -84,11 +114,11 @@ def choose_points(args: EvaluateArguments, config: Any, processor: FluxViTVideoP
     else:
         clip = resolve_point(config, processor, args.num_frames, args.size)
         points = [
-            EvalPoint(clip.num_frames, clip.size, budget) for budget in args.token_budgets or config.token_budgets
+            EvalPoint(clip.num_frames, clip.size, budget) for budget in args.fixed_budgets or config.token_budgets
         ]
     for point in points:
         point.dense_tokens(config)
-    return list(dict.fromkeys(points))
+    return list(dict.fromkeys([*points, *steps]))
 
 
 def evaluate(
@@ -113,20 +143,22 @@ def main(arguments: list[str] | None = None) -> None:
     start = time.perf_counter()
     predict = model_predictor(model, processor, accelerator, args, args.dataloader_num_workers)
     results, predictions, targets = evaluate(model, predict, clips, points)
+    auto = None
+    if args.auto:
+        auto, points, predictions = add_auto(model, points, predictions, targets)
     seconds = time.perf_counter() - start
     if accelerator.is_main_process:
-        columns = ["point", "name", "label", "predicted", "score", "top5", "error"]
         title = f"{args.model_name_or_path}, {args.num_clips} x {args.num_crops} views"
         run = describe_run(args, accelerator, predictions)
         with replacing_folder(args.output_dir) as folder:
             rows = prediction_rows(clips, points, predictions, targets, config)
-            write_csv(folder / "predictions.csv", columns, rows)
+            write_csv(folder / "predictions.csv", PREDICTION_COLUMNS, rows)
             if args.per_class:
                 write_class_report(folder, points, predictions, targets, config)
-            draw_results(folder / "accuracy_gflops.png", results, title)
-            run |= {"token_selection": config.token_selection, "seed": args.seed}
-            write_json(folder / "metrics.json", {**run, "seconds": round(seconds, 1), "points": results})
-        print(results_table(results))
+            draw_results(folder / "accuracy_gflops.png", results, title, auto)
+            run |= {"token_selection": config.token_selection, "seed": args.seed, "seconds": round(seconds, 1)}
+            write_json(folder / "metrics.json", {**run, "points": results, "auto": auto})
+        print(results_table(results, auto))
     accelerator.wait_for_everyone()
     accelerator.end_training()
 

@@ -24,6 +24,7 @@ import datasets
 from accelerate import Accelerator
 
 import flux_hf
+from flux_hf.auto_budgets import AUTO
 from flux_hf.checkpoint_files import write_csv
 
 from .arguments import PartArguments, flag, parse_command
@@ -58,6 +59,8 @@ def parse_arguments(arguments: list[str] | None = None) -> FeatureArguments:
     if args.output_dir is None or args.model_name_or_path is None:
         raise ValueError("--model_name_or_path and --output_dir must be given")
     args.check_parts()
+    if args.token_budget == AUTO:
+        raise ValueError("--token_budget auto is for labels: all features are of one budget")
     if args.features != "pooled" and args.num_clips * args.num_crops != 1:
         raise ValueError(f"--features {args.features} is of one view: leave out --num_clips and --num_crops")
     if args.layer is not None and args.features == "pooled":

@@ -69,9 +69,10 @@ def build_processor(args: TrainedModelArguments, config: PreTrainedConfig) -> Fl
 
 
 def _pretrained_model(args: ModelArguments, labels: list[str], changes: dict) -> tuple[PreTrainedModel, dict[str, int]]:
-    # Float32 whatever the checkpoint's dtype: in bfloat16 most steps are too small to change a weight. A token plan was
-    # found for the old weights.
-    options = {**args.hub_options(), **changes, **args.model_options(), "dtype": torch.float32, "token_plan": None}
+    # Float32 whatever the checkpoint's dtype: in bfloat16 most steps are too small to change a weight. Token plan and
+    # automatic budgets were found for the old weights.
+    options = {**args.hub_options(), **changes, **args.model_options(), "dtype": torch.float32}
+    options |= {"token_plan": None, "auto_budgets": None}
     model = load_classifier(args.model_name_or_path, **options)
     return model, take_labels(model, labels, anew=args.new_classifiers)
 

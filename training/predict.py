@@ -8,7 +8,9 @@
 
 A folder is searched with all its sub-folders. A clip that cannot be read gets a row with the error, behind its windows
 before the damage; the others are done all the same, and the exit status is 1. Frames and size are chosen as the
-pipeline does: those given, else the token plan's for the budget, else the checkpoint's own.
+pipeline does: those given, else the token plan's for the budget, else the checkpoint's own. With --token_budget auto
+each clip, or window, is encoded at as few tokens as it needs (training.optimize_tokens --auto), and a column
+token_budget says how many these were.
 
 Labels are written as they come, --clips_per_shard clips at a time, into a folder beside the output that ends in
 `.partial`; all together take the output's name, and until then an older output stays. A run that is killed or fails
@@ -18,6 +20,7 @@ or other clips it begins anew. Delete the `.partial` folder to have all clips la
 
 import os
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,12 +40,16 @@ from .inference.units import go_through_parts
 
 
 # Flags that the rows, or how they lie in files, depend on.
-OF_ROWS = "top_k window stride num_clips num_crops per_device_eval_batch_size clips_per_shard"
+OF_ROWS = "token_budget top_k window stride num_clips num_crops per_device_eval_batch_size clips_per_shard"
 
 
 @dataclass
 class PredictArguments(PartArguments):
-    output: str | None = flag(None, "csv: name, with --window start and end, rank, label, score, error (required)")
+    output: str | None = flag(
+        None,
+        "csv: name, with --window start and end, rank, label, score, of --token_budget auto "
+        "token_budget, error (required)",
+    )
     top_k: int = flag(1, "labels a clip, a row each")
     plot: str | None = flag(None, "with --window, png of the best labels over time, a strip a video")
     clips_per_shard: int = flag(16, "clips of a shard, which one worker does, and which is written whole")
@@ -71,21 +78,36 @@ def facts_of(args: PredictArguments, accelerator: Accelerator, scores: Scores) -
     ]
 
 
+def describe_choices(scores: Scores, chosen: Counter[str]) -> str:
+    """How often each budget was chosen, and what that cost."""
+    point, ladder, number = scores.point, scores.ladder, chosen.total()
+    gflops, shares = 0.0, []
+    for step, budget in enumerate(ladder.token_budgets):
+        share = chosen[str(budget)] / number
+        gflops += share * scores.model.flops(point.num_frames, point.size, ladder.tried(step)) / 1e9
+        shares.append(f"{100 * share:.1f} % at {budget} tokens")
+    return f"{', '.join(shares)}: {gflops:.4g} GFLOPs a view on average, all passes tried included"
+
+
 def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     os.environ.setdefault(*SAME_BITS)
     accelerator = Accelerator()
-    source = ScoreSource(args.checkpoint(), args.num_frames, args.size, args.token_budget)
+    num_views = args.num_clips * args.num_crops
+    source = ScoreSource(args.checkpoint(), args.num_frames, args.size, args.token_budget, num_views)
     scores = source(accelerator)
     clips = spread(find_clips(args.sources), args.max_eval_samples)
     identity = identity_of(scores.model, clips, facts_of(args, accelerator, scores))
     names = scores.model.config.id2label
-    shards = LabelShards(Path(args.output), identity, names, args.top_k, of_windows=args.window is not None)
+    kinds = {"of_windows": args.window is not None, "with_budgets": scores.ladder is not None}
+    shards = LabelShards(Path(args.output), identity, names, args.top_k, **kinds)
     go_through_parts(clips, source, scores, shards, args, accelerator)
     failed = 0
     if accelerator.is_main_process:
         failed = shards.finish(len(make_units(clips, args.clips_per_shard)))
         print(f"{len(clips) - failed} of {len(clips)} clips labelled at {scores.point}: {args.output}")
+        if shards.chosen:
+            print(describe_choices(scores, shards.chosen))
         if args.plot is not None:
             draw_timeline(Path(args.output), Path(args.plot))
     [failed] = broadcast_object_list([failed])

@@ -103,7 +103,7 @@ def build_student(
     changes |= {
         "token_budgets": [budget],
         "token_budget": budget,
-        "token_plan": None,  # found for other weights
+        **{"token_plan": None, "auto_budgets": None},  # found for other weights
         "alignment_layers": spread_layers(depth, wanted.aligned_layers, 1),
         "teacher_hidden_size": teacher.hidden_size,
         "teacher_projection_dim": teacher.projection_dim,

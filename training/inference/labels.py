@@ -6,6 +6,7 @@ import glob
 import hashlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from flux_hf.auto_budgets import AUTO, BudgetLadder, logits_at_auto_budgets
 from flux_hf.checkpoint_files import BYTES, remove_leftovers_of, replacing, write_csv
 from flux_hf.protocol import VideoTokenClassifier, logits_at_budgets
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
@@ -33,17 +35,33 @@ from .units import ShardFolder, read_rows
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of views: a `Measure`."""
+    """Scores of views: a `Measure`.
+
+    Args:
+        model, processor, point, accelerator: What makes them.
+        ladder: With it the budget is chosen for each video, by all its views.
+        num_views: Of a video.
+    """
 
     model: VideoTokenClassifier
     processor: FluxViTVideoProcessor
     point: EvalPoint
     accelerator: Accelerator
+    ladder: BudgetLadder | None = None
+    num_views: int = 1
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Tensor:
-        """(B, T, 3, S, S) uint8 -> (B, num_labels) float32: of a multi-label model the sigmoid, else the softmax."""
+        """(B, T, 3, S, S) uint8 -> (B, num_labels) float32: of a multi-label model the sigmoid, else the softmax.
+
+        With a ladder (B, num_labels + 1), the budget that was chosen behind the scores.
+        """
         values = normalize(pixels.to(self.accelerator.device), self.processor)
+        if self.ladder is not None:
+            with self.accelerator.autocast():
+                logits, budgets = logits_at_auto_budgets(self.model, values, self.ladder, self.num_views)
+            of_views = budgets.repeat_interleave(self.num_views)[:, None]
+            return torch.cat([logits.float().softmax(-1), of_views.float()], dim=1)
         with self.accelerator.autocast():
             [logits] = logits_at_budgets(self.model, values, [self.point.token_budget])
         several = self.model.config.problem_type == MULTI_LABEL
@@ -56,17 +74,27 @@ class ScoreSource:
 
     Args:
         checkpoint: Names it.
-        num_frames, size, token_budget: As in `resolve_point`.
+        num_frames, size, token_budget: As in `resolve_point`; or "auto".
+        num_views: Of a video, which decide on an automatic budget together.
     """
 
     checkpoint: CheckpointArguments
     num_frames: int | None
     size: int | None
-    token_budget: int | None
+    token_budget: int | str | None
+    num_views: int = 1
 
     def __call__(self, accelerator: Accelerator) -> Scores:
-        """On the accelerator's device. Raises ValueError for a point that the model cannot be shown."""
+        """On the accelerator's device.
+
+        Raises:
+            ValueError: a point that the model cannot be shown, or no automatic budgets.
+        """
         model, processor = load_checkpoint(self.checkpoint, accelerator)
+        if self.token_budget == AUTO:
+            ladder = BudgetLadder.of(model.config)
+            point = EvalPoint(*ladder.clip(self.num_frames, self.size))
+            return Scores(model, processor, point, accelerator, ladder, self.num_views)
         point = resolve_point(model.config, processor, self.num_frames, self.size, self.token_budget)
         return Scores(model, processor, point, accelerator)
 
@@ -90,16 +118,27 @@ class LabelShards(ShardFolder):
         names: Of the labels.
         top_k: Labels of a part, a row each.
         of_windows: Whether rows say from when to when they hold.
+        with_budgets: Whether rows say at which budget a label was found: it stands behind the scores.
     """
 
-    def __init__(self, output: Path, identity: str, names: dict[int, str], top_k: int, of_windows: bool):
+    def __init__(
+        self,
+        output: Path,
+        identity: str,
+        names: dict[int, str],
+        top_k: int,
+        of_windows: bool,
+        with_budgets: bool = False,
+    ):
         super().__init__(output.with_name(f"{output.name}.{identity}.partial"), "labels-{:06}.csv")
         self.output, self.names, self.top_k = output, names, min(top_k, len(names))
         self.times = ("start", "end") if of_windows else ()
+        self.budget = ("token_budget",) if with_budgets else ()
+        self.chosen: Counter[str] = Counter()
 
     @property
     def header(self) -> tuple[str, ...]:
-        return ("name", *self.times, "rank", "label", "score", "error")
+        return ("name", *self.times, "rank", "label", "score", *self.budget, "error")
 
     def write(self, unit: int, parts: Sequence[Part], values: Tensor | None) -> None:
         """Raises FloatingPointError where scores are not numbers."""
@@ -113,15 +152,20 @@ class LabelShards(ShardFolder):
         for part in parts:
             begin = [part.name, *(getattr(part, time) for time in self.times)]
             if part.error:
-                yield [*begin, "", "", "", part.error]
+                yield [*begin, "", "", "", *("" for _ in self.budget), part.error]
                 continue
-            best, order = next(scores).sort(descending=True, stable=True)
+            of_part = next(scores)
+            budget = [int(of_part[-1]) for _ in self.budget]
+            best, order = of_part[: len(self.names)].sort(descending=True, stable=True)
             for rank, (score, index) in enumerate(zip(best[: self.top_k].tolist(), order.tolist(), strict=False), 1):
-                yield [*begin, rank, self.names[index], score, ""]
+                yield [*begin, rank, self.names[index], score, *budget, ""]
 
     def finish(self, num_units: int) -> int:
-        """Joins all parts in `output`, and removes them and what runs for it that were cut short left; the errors."""
-        failed = 0
+        """Joins all parts in `output`, and removes them and what runs for it that were cut short left; the errors.
+
+        `chosen` counts how often each budget was, where rows say it.
+        """
+        failed, rank = 0, self.header.index("rank")
         with replacing(self.output, durable=True) as temporary:
             with open(temporary, "w", newline="", encoding="utf-8", errors=BYTES) as file:
                 writer = csv.writer(file)
@@ -130,6 +174,8 @@ class LabelShards(ShardFolder):
                     for row in read_rows(self.path(unit)):
                         writer.writerow(row)
                         failed += bool(row[-1])
+                        if self.budget and row[rank] == "1":
+                            self.chosen[row[-2]] += 1
         for other in self.output.parent.glob(f"{glob.escape(self.output.name)}.*.partial"):
             shutil.rmtree(other)
         remove_leftovers_of(self.output)

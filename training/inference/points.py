@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from flux_hf.auto_budgets import AUTO
 from flux_hf.token_selection import as_count
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
@@ -95,3 +96,14 @@ def resolve_point(
     point = EvalPoint(num_frames, size, token_budget)
     point.dense_tokens(config)
     return point
+
+
+@dataclass(frozen=True)
+class AutoPoint:
+    """Clips of one shape, each encoded at the budget that it needs. Written `8x224@auto`."""
+
+    num_frames: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.num_frames}x{self.size}@{AUTO}"

@@ -19,7 +19,7 @@ from flux_hf.protocol import VideoTokenClassifier
 from ..data.reader import Clip
 from .command import format_table
 from .metrics import average_precisions, evaluate_scores
-from .points import EvalPoint
+from .points import AutoPoint, EvalPoint
 from .prediction import Predictions
 
 
@@ -54,27 +54,35 @@ def point_results(
     ]
 
 
-def results_table(results: Sequence[dict[str, Any]]) -> str:
-    """A row a point, for people."""
+def results_table(results: Sequence[dict[str, Any]], auto: dict[str, Any] | None = None) -> str:
+    """A row a point, for people; and of budgets that choose themselves, with the share of clips at each."""
     metrics = [name for name in METRIC_NAMES if name in results[0]]
     rows = [["point", "tokens", "GFLOPs/view", *(METRIC_NAMES[name] for name in metrics), "clips"]]
-    for result in results:
-        tokens = f"{result['kept_tokens']} of {result['dense_tokens']}"
+    for result in [*results, *([] if auto is None else [auto])]:
+        tokens = f"{round(result['kept_tokens'], 1):g} of {result['dense_tokens']}"
         shares = [f"{100 * result[name]:.2f}" for name in metrics]
         rows.append(
             [result["point"], tokens, f"{result['gflops_per_view']:.4g}", *shares, str(result["clips_counted"])]
         )
-    return format_table(rows)
+    table = format_table(rows)
+    if auto is not None:
+        shares = ", ".join(f"{100 * share:.1f} % at {budget} tokens" for budget, share in auto["shares"].items())
+        table += f"\n{auto['point']}: means over clips, of all passes tried; {shares}"
+    return table
+
+
+PREDICTION_COLUMNS = ("point", "name", "label", "predicted", "score", "top5", "error", "token_budget")
 
 
 def prediction_rows(
     clips: Sequence[Clip],
-    points: Sequence[EvalPoint],
+    points: Sequence[EvalPoint | AutoPoint],
     predictions: Predictions,
     targets: Tensor,
     config: Any,
 ) -> Iterator[list]:
-    """Rows of predictions.csv: one a point and clip; `top5` is json, pairs of label and score."""
+    """Rows of predictions.csv, one a point and clip; `top5` is json, pairs of label and score, and `token_budget` the
+    point's, or the one at which the clip stopped."""
     names = [config.id2label[index] for index in range(config.num_labels)]
     reasons = dict(predictions.failures)
     if targets.ndim == 2:
@@ -82,13 +90,19 @@ def prediction_rows(
     else:
         labels = [names[index] for index in targets.tolist()]
     for point, scores in zip(points, predictions.scores, strict=True):
-        values, indices = scores.sort(dim=-1, descending=True, stable=True)
-        for clip, label, row, order in zip(clips, labels, values[:, :5].tolist(), indices[:, :5].tolist(), strict=True):
+        values, indices = (part[:, :5].tolist() for part in scores.sort(dim=-1, descending=True, stable=True))
+        budgets = [getattr(point, "token_budget", None)] * len(clips)
+        if isinstance(point, AutoPoint):
+            budgets = predictions.budgets.tolist()
+        for clip, label, row, order, budget in zip(clips, labels, values, indices, budgets, strict=True):
             if clip.name in reasons:
-                yield [str(point), clip.name, label, "", "", "", reasons[clip.name]]
+                yield [str(point), clip.name, label, "", "", "", reasons[clip.name], ""]
                 continue
             best = [[names[index], score] for index, score in zip(order, row, strict=True)]
-            yield [str(point), clip.name, label, best[0][0], best[0][1], json.dumps(best, ensure_ascii=False), ""]
+            yield [
+                *(str(point), clip.name, label, best[0][0], best[0][1]),
+                *(json.dumps(best, ensure_ascii=False), "", "" if budget is None else budget),
+            ]
 
 
 @contextmanager
@@ -104,8 +118,8 @@ def drawing(path: Path) -> Iterator[Axes]:
         figure.savefig(temporary, format="png", dpi=150)
 
 
-def draw_results(path: Path, results: Sequence[dict[str, Any]], title: str) -> None:
-    """Draws accuracy over GFLOPs, one line a clip shape through its budgets."""
+def draw_results(path: Path, results: Sequence[dict[str, Any]], title: str, auto: dict[str, Any] | None = None) -> None:
+    """Draws accuracy over GFLOPs, one line a clip shape through its budgets, and a star for automatic budgets."""
     metric = next(name for name in METRIC_NAMES if name in results[0])
     with drawing(path) as axes:
         for shape in dict.fromkeys((result["num_frames"], result["size"]) for result in results):
@@ -117,13 +131,16 @@ def draw_results(path: Path, results: Sequence[dict[str, Any]], title: str) -> N
             for x, y, result in zip(gflops, shares, line, strict=True):
                 text = f"{result['kept_tokens']} tokens"
                 axes.annotate(text, (x, y), textcoords="offset points", xytext=(4, 5), fontsize=8)
+        if auto is not None:
+            label = f"auto, {auto['num_frames']} frames of {auto['size']}x{auto['size']}"
+            axes.plot(auto["gflops_per_view"], 100 * auto[metric], "k*", markersize=12, label=label)
         axes.set(xlabel="GFLOPs a view", ylabel=f"{METRIC_NAMES[metric]} (%)", title=title)
         axes.margins(x=0.25, y=0.15)  # room for the texts
 
 
 def write_class_report(
     output_dir: Path,
-    points: Sequence[EvalPoint],
+    points: Sequence[EvalPoint | AutoPoint],
     predictions: Predictions,
     targets: Tensor,
     config: Any,

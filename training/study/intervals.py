@@ -38,7 +38,7 @@ def paired_difference(
     group counts on both sides alike. With one seed the interval says nothing of what another would have given.
 
     Args:
-        ours: (seeds, clips) bool, right or wrong.
+        ours: (seeds, clips), right or wrong, or how often right.
         other: Likewise, of the same seeds and clips.
         groups: Of each clip: clips that are alike are drawn together.
         resamples: Number of them; drawn from a fixed seed.
