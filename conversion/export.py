@@ -135,7 +135,7 @@ def clip_of(
 def write_programs(
     folder: Path, model: PreTrainedModel, clips: dict[int, tuple[int, int, int, int]], export_format: str, int8: bool
 ) -> dict[str, Any]:
-    """Exports at each budget, and writes the programs and transformers' manifest. Returns what is to be told of them."""
+    """Exports at each budget; writes programs and transformers' manifest. Returns what more there is to say of them."""
     folder.mkdir()
     components = {
         f"model_{budget}": export_at(model, budget, clip, export_format, int8) for budget, clip in clips.items()

@@ -6,9 +6,10 @@ among equals, and OpenVINO's, which is told to be stable. In int8 all that leads
 that they stay the same.
 """
 
+import io
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import torch
@@ -135,13 +136,12 @@ def export_at(
         export_format: As in `check_format`.
         int8: Whether to quantize linear layers.
     """
-    exporter, options, config_class = exporter_of(export_format, int8)
     shapes = {INPUT: {0: torch.export.Dim("batch", min=1)}}
     sample = {INPUT: torch.zeros(2, *clip)}  # of one clip, the batch would be taken for a constant
     with quiet():
-        exported = exporter.export(
-            AtBudget(model, token_budget).eval(), sample, config_class(dynamic_shapes=shapes, **options)
-        )
+        exporter, options, config_class = exporter_of(export_format, int8)
+        config = config_class(dynamic_shapes=shapes, **options)
+        exported = exporter.export(AtBudget(model, token_budget).eval(), sample, config)
     return exported.components["model"]
 
 
@@ -153,7 +153,8 @@ def quiet() -> Iterator[None]:
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
-        yield
+        with redirect_stdout(io.StringIO()):
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

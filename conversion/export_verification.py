@@ -42,10 +42,8 @@ def verify(model: PreTrainedModel, exported: ExportedClassifier, token_budget: i
         got = exported(clips, token_budget=token_budget)
         where = f"{about['file']} on {kind} clips, batch {len(clips)}"
         if not torch.equal(got.keep_indices, wanted.keep_indices):
-            others = sum(
-                len(set(a) ^ set(b)) // 2
-                for a, b in zip(got.keep_indices.tolist(), wanted.keep_indices.tolist(), strict=True)
-            )
+            rows = zip(got.keep_indices.tolist(), wanted.keep_indices.tolist(), strict=True)
+            others = sum(len(set(mine) - set(models)) for mine, models in rows)
             raise ValueError(f"{where}: {others} of {wanted.keep_indices.numel()} kept tokens are not the model's")
         if not torch.isfinite(got.logits).all():
             raise ValueError(f"{where}: logits are not finite")

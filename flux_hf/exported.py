@@ -85,7 +85,7 @@ class ExportedClassifier:
         budget = self.config.token_budget if token_budget is None else token_budget
         if budget not in self.models:
             raise ValueError(
-                f"token_budget={budget} is not in {self.folder}, which was exported at {self.token_budgets}"
+                f"token_budget={budget} is not one of {self.token_budgets}, which {self.folder} was exported for"
             )
         about = self.models[budget]
         wanted = (about["num_frames"], self.config.num_channels, about["height"], about["width"])
@@ -109,8 +109,8 @@ def load_exported(
         folder: The folder.
         device: Where to run it; it was verified on a CPU.
         trust_remote_code: Needed for `--format torch`: loading such a file may run code that it holds.
-        runner_options: Of transformers' runner: `providers` and `session_options` for ONNX Runtime; `config`, properties
-            of the compiled model, and `torch_threads` for OpenVINO, which computes in float32 unless told otherwise.
+        runner_options: Of transformers' runner: `providers` and `session_options` for ONNX Runtime; for OpenVINO
+            `config`, the compiled model's properties (float32 unless they say otherwise), and `torch_threads`.
 
     Raises:
         ValueError: no such folder, or one that something else wrote.
