@@ -32,9 +32,9 @@ class ExportedClassifier:
     main_input_name = "pixel_values_videos"
     input_modalities = ("video",)
 
-    def __init__(self, exported: Any, models: dict[int, dict[str, Any]], folder: Path):
+    def __init__(self, exported: Any, models: dict[int, dict[str, Any]], folder: Path, runner_options: dict[str, Any]):
         """`exported`: transformers' `ExportedModel`; `models`: budget -> what the folder's manifest says of it."""
-        self.exported, self.models, self.folder = exported, models, folder
+        self.exported, self.models, self.folder, self.runner_options = exported, models, folder, runner_options
         self.token_budgets = sorted(models, reverse=True)
         self.config = exported.config
 
@@ -49,7 +49,7 @@ class ExportedClassifier:
     def to(self, device: torch.device | str) -> "ExportedClassifier":
         """Loads the programs on another device, where the format's runner can."""
         if torch.device(device) != self.device:
-            self.exported.to(device)
+            self.exported.to(device, **self.runner_options)
         return self
 
     def can_generate(self) -> bool:
@@ -128,11 +128,12 @@ def load_exported(
 
     if export_format == "openvino":  # a CPU that has bfloat16 would use it
         runner_options["config"] = {"INFERENCE_PRECISION_HINT": "f32", **runner_options.get("config", {})}
+    where = None if "providers" in runner_options else device  # which say it themselves
     exported = ExportedModel.from_pretrained(
-        path, device=device, trust_remote_code=trust_remote_code, local_files_only=True, **runner_options
+        path, device=where, trust_remote_code=trust_remote_code, local_files_only=True, **runner_options
     )
     models = {int(budget): about for budget, about in manifest[SECTION]["models"].items()}
-    return ExportedClassifier(exported, models, path)
+    return ExportedClassifier(exported, models, path, runner_options)
 
 
 def check_installed(export_format: str, *more: str) -> None:
