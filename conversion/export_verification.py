@@ -12,8 +12,8 @@ from flux_hf.token_selection import TOKEN_SELECTORS
 
 
 TOLERANCE = 1e-4  # of logits in float32; of the largest logit, where that exceeds 1
-# Scores of two runtimes differ in their last bits. A random clip's may lie nearer to each other than that, where
-# either of two tokens may be kept; so clips are drawn until the last kept and the first dropped are further apart.
+# Scores of two runtimes differ in their last bits. A random clip's may lie nearer to each other than that without being
+# equal, where either of two tokens may be kept; so clips are drawn until no such two decide what is kept.
 CLEAR = 1e-5
 MAX_DRAWS = 100
 
@@ -77,7 +77,7 @@ def verification_clips(
 
 
 def clear_clips(model: PreTrainedModel, token_budget: int, clip: tuple[int, int, int, int]) -> Tensor:
-    """Two random clips whose last kept and first dropped token are apart by more than rounding.
+    """Two random clips whose kept tokens do not hang on rounding.
 
     Raises:
         ValueError: there are none among `MAX_DRAWS`.
@@ -91,8 +91,9 @@ def clear_clips(model: PreTrainedModel, token_budget: int, clip: tuple[int, int,
 
 
 def border_gap(model: PreTrainedModel, patches: Tensor, token_budget: int) -> float:
-    """By how much the first dropped token's score falls short of the last kept one's, as a share of it: the smallest
-    over clips and groups; infinite where nothing is selected by score."""
+    """How near to each other scores come that decide what is kept, as a share of them: in each clip and group the last
+    kept one's to the first dropped one's, or to the nearest other one where these two are equal, as two frames of a
+    group always are; the smallest. Infinite where nothing is selected by score."""
     selector = TOKEN_SELECTORS[model.config.token_selection]
     _, frames, per_frame, _ = patches.shape
     if token_budget >= frames * per_frame or (selector.needs_motion and frames == 1):
@@ -100,7 +101,9 @@ def border_gap(model: PreTrainedModel, patches: Tensor, token_budget: int) -> fl
     ranked = selector.scores(patches, model.config.num_token_groups).sort(dim=-1, descending=True).values
     gaps = [float("inf")]
     for group, share in enumerate(selector.shares(token_budget, *ranked.shape[1:])):
-        if 0 < share < ranked.shape[-1]:
-            last, first = ranked[:, group, share - 1], ranked[:, group, share]
-            gaps.append(((last - first) / last).min().item())
+        for scores in ranked[:, group] if 0 < share < ranked.shape[-1] else ():
+            last, first = scores[share - 1], scores[share]
+            near = scores[scores != last] if last == first else first[None]
+            if len(near):
+                gaps.append(((near - last).abs().min() / last).item())
     return min(gaps)
