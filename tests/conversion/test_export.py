@@ -181,6 +181,19 @@ def test_verification_sees_another_tie_rule_and_other_logits(conversion, folders
         conversion.verify(model, exported, 40, exact=True)
 
 
+@torch.no_grad()
+def test_clips_for_verification_do_not_hang_on_rounding(checkpoint):
+    from conversion.export_verification import CLEAR, border_gap, clear_clips
+
+    model = load_classifier(checkpoint).eval()
+    for budget in (36, 40, 128):  # 9 or 10 of each 2 frames, whose scores are the same: within such a pair, or between
+        assert border_gap(model, model.embed(clear_clips(model, budget, (8, 3, 56, 56)))[0], budget) > CLEAR
+    for sixth, gap in ((1.0, 0.1), (1.0 - 1e-6, 1e-6), (0.98, 0.02)):  # of what moved, five patches are kept
+        patches = torch.zeros(1, 8, 16, 1)
+        patches[0, 1, :7, 0] = torch.tensor([1.5, 1.4, 1.3, 1.2, 1.0, sixth, 0.9])
+        assert border_gap(model, patches, 40) == pytest.approx(gap, rel=0.1)
+
+
 @pytest.mark.slow
 def test_a_program_that_does_something_else_is_not_written(conversion, checkpoint, tmp_path, monkeypatch, capsys):
     export_at = conversion.export_at
