@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 
 MAX_NAMES_SHOWN = 20
@@ -83,11 +83,17 @@ def read_object(path: str | os.PathLike) -> dict[str, Any]:
     return content
 
 
-def run_command(convert: Callable[[], KeyReport], output: str, failed: str) -> int:
-    """Prints what became of the keys and where the result is, or why there is none. Returns the exit status."""
+class Report(Protocol):
+    """What a command has to tell."""
+
+    def lines(self) -> list[str]: ...
+
+
+def run_command(convert: Callable[[], Report], output: str, failed: str) -> int:
+    """Prints what was done and where the result is, or why there is none. Returns the exit status."""
     try:
         report = convert()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"{failed}: {error}", file=sys.stderr)
         return 1
     print("\n".join([*report.lines(), f"saved to {os.path.abspath(output)}"]))

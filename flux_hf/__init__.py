@@ -11,6 +11,7 @@ from transformers import (
 
 from .configuration_flux import FluxConfig
 from .configuration_fluxvit import FluxViTConfig
+from .exported import ExportedClassifier, load_exported
 from .loading import load_classifier, load_processor
 from .modeling_flux import FluxForVideoClassification, FluxModel, FluxPreTrainedModel
 from .modeling_fluxvit import FluxViTForVideoClassification, FluxViTModel, FluxViTPreTrainedModel
@@ -38,6 +39,7 @@ AutoVideoProcessor.register(FluxConfig, FluxViTVideoProcessor, exist_ok=True)
 
 __all__ = [
     "TOKEN_SELECTORS",
+    "ExportedClassifier",
     "FluxConfig",
     "FluxForVideoClassification",
     "FluxModel",
@@ -54,6 +56,7 @@ __all__ = [
     "decode_video",
     "iter_windows",
     "load_classifier",
+    "load_exported",
     "load_processor",
     "sample_frame_indices",
     "scatter_to_grid",

@@ -11,9 +11,11 @@ import torch
 from transformers import PreTrainedModel, VideoClassificationPipeline
 
 from .auto_budgets import AUTO, BudgetLadder, logits_at_auto_budgets
+from .exported import ExportedClassifier
 from .loading import following, is_plain, wrapped
 from .token_selection import as_count
 from .video_inputs import is_frame_list
+from .video_processing_fluxvit import FluxViTVideoProcessor
 from .video_streams import VideoDecodeError
 from .video_windows import VideoWindow, iter_windows
 
@@ -35,18 +37,28 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
     ```
 
     A plain VideoMAE, V-JEPA 2 or ViViT model is wrapped (`FluxForVideoClassification.from_backbone`), and its processor
-    followed.
+    followed. An exported folder is classified with in the same way: `model=load_exported(folder)`.
 
     Scores are the mean over views of each view's softmax (sigmoid for multi-label models), as published. Clips are
     decoded by background threads while the model runs: `num_workers` of them, 2 by default.
     """
 
-    def __init__(self, model: PreTrainedModel, *args: Any, **kwargs: Any):
-        if is_plain(model.config):
+    def __init__(self, model: PreTrainedModel | ExportedClassifier, *args: Any, **kwargs: Any):
+        if isinstance(model, ExportedClassifier):
+            if kwargs.get("video_processor") is None:
+                kwargs["video_processor"] = FluxViTVideoProcessor.from_pretrained(model.folder)
+            if kwargs.get("device") is None:
+                kwargs["device"] = model.device
+        elif is_plain(model.config):
             own = kwargs.pop("video_processor", None) or kwargs.pop("image_processor", None)
             model = wrapped(model)
             kwargs["video_processor"] = following({} if own is None else own.to_dict(), model.config)
         super().__init__(model, *args, **kwargs)
+
+    def check_model_type(self, supported_models: list[str] | dict) -> None:
+        """As the library's, which knows no exported models: it would log an error."""
+        if not isinstance(self.model, ExportedClassifier):
+            super().check_model_type(supported_models)
 
     def _sanitize_parameters(
         self,
@@ -63,6 +75,9 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
         preprocess = {name: as_count(name, value) for name, value in counts.items() if value is not None}
         preprocess.update({name: value for name, value in (("size", size), ("backend", backend)) if value is not None})
         if isinstance(token_budget, str) and token_budget == AUTO:
+            if isinstance(self.model, ExportedClassifier):
+                allowed = self.model.token_budgets
+                raise ValueError(f"an exported model has a program for each budget, none for 'auto'; it has {allowed}")
             BudgetLadder.of(self.model.config)
         elif token_budget is not None:
             token_budget = as_count("token_budget", token_budget)
