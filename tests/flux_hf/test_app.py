@@ -3,16 +3,13 @@
 import hashlib
 import os
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import av
 import numpy as np
 import pytest
-import torch
-from PIL import Image
+from app_parts import count_coloured, save_checkpoint, serving, write_coloured
 from video_files import audio_only, encode
 
-from flux_hf import FluxViTConfig, FluxViTForVideoClassification, FluxViTVideoProcessor, VideoDecodeError, decode_video
+from flux_hf import VideoDecodeError, decode_video
 from flux_hf.app import links
 from flux_hf.app.choices import (
     Choice,
@@ -47,28 +44,7 @@ CHOICE = Choice(num_frames=8, size=56, token_budget=32)
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    torch.manual_seed(0)
-    config = FluxViTConfig(
-        hidden_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        intermediate_size=96,
-        num_pooling_heads=4,
-        projection_dim=32,
-        position_embedding_grid=[8, 4, 4],
-        image_size=56,
-        num_frames=8,
-        token_budgets=[96, 64, 32],
-        token_budget=64,
-        token_plan={32: [4, 56]},
-        layer_scale_init_value=0.3,
-        initializer_range=0.2,
-        id2label={index: f"<b>class {index}" for index in range(7)},
-    )
-    folder = tmp_path_factory.mktemp("app") / "model"
-    FluxViTForVideoClassification(config).save_pretrained(folder)
-    FluxViTVideoProcessor(size=56, num_frames=8).save_pretrained(folder)
-    return folder
+    return save_checkpoint(tmp_path_factory.mktemp("app") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -159,33 +135,14 @@ def test_scores_are_the_pipelines(classify, clip, choice):
     assert result.milliseconds > 0 and len(result.keep_indices) == choice.token_budget
 
 
-def count_coloured(picture: Image.Image, result) -> int:
-    """Patches of a picture that are not grey; of frames that are coloured everywhere."""
-    height = result.frames.shape[-1]
-    pixels, side, found = np.asarray(picture).astype(int), result.patch_size, 0
-    for frame in range(len(result.frames)):
-        row, column = divmod(frame, 8)
-        view = pixels[row * (height + GAP) :, column * (height + GAP) :][:height, :height]
-        patches = view.reshape(height // side, side, height // side, side, 3).transpose(0, 2, 1, 3, 4)
-        found += int(((patches.max(-1) - patches.min(-1)).max((2, 3)) > 0).sum())
-    return found
-
-
 def test_budgets_keep_different_patches_and_the_picture_has_as_many(classify, tmp_path):
-    red = np.zeros((20, 96, 96, 3), np.uint8)
-    red[..., 0] = np.random.default_rng(0).integers(150, 250, (20, 96, 96))
-    path = tmp_path / "red.mkv"
-    with av.open(str(path), "w") as out:
-        stream = out.add_stream("libx264rgb", rate=10, options={"qp": "0"})
-        stream.width, stream.height, stream.pix_fmt = 96, 96, "rgb24"
-        for frame in red:
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        out.mux(stream.encode())
+    path = write_coloured(tmp_path / "red.mkv")
     told: list[tuple[float, str]] = []
     results = compare_budgets(
         classify, path, CHOICE, [96, 32, 7], LIMITS, tell=lambda share, what: told.append((share, what))
     )
-    assert [count_coloured(kept_picture(result), result) for result in results] == [96, 32, 7]
+    pictures = [kept_picture(result) for result in results]
+    assert [count_coloured(picture, 168, 42, 8) for picture in pictures] == [96, 32, 7]
     assert set(results[2].keep_indices.tolist()) < set(results[0].keep_indices.tolist())
     assert [share for share, _ in told] == pytest.approx([0, 0, 1 / 3, 2 / 3])
     rows = comparison_rows(results)
@@ -235,30 +192,10 @@ def test_examples_are_videos_in_which_one_thing_moves(move, tmp_path):
 # Links ---------------------------------------------------------------------------------------------------------------
 
 
-class Site(BaseHTTPRequestHandler):
-    """Answers by path; counts what it was asked."""
-
-    def do_GET(self):
-        self.server.asked.append(self.path)
-        status, headers, body = self.server.pages.get(self.path, (404, {}, b""))
-        self.send_response(status)
-        for name, value in {"Content-Length": len(body), **headers}.items():
-            if value is not None:
-                self.send_header(name, str(value))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        """Says nothing."""
-
-
 @pytest.fixture
 def site():
-    with ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
-        server.asked, server.pages, server.url = [], {}, f"http://127.0.0.1:{server.server_port}"
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    with serving() as server:
         yield server
-        server.shutdown()
 
 
 def test_links_are_fetched_within_size_and_followed_a_few_times(site, tmp_path):
