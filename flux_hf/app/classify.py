@@ -63,10 +63,13 @@ class Result:
     play_rate: int
 
 
-def load(source: str | os.PathLike, device: str | None = None) -> FluxViTVideoClassificationPipeline:
-    """The pipeline of a folder or Hub id, on a GPU if there is one and no `device` is named."""
-    model = load_classifier(source).eval()
-    processor = load_processor(source, model.config)
+def load(
+    source: str | os.PathLike, device: str | None = None, revision: str | None = None
+) -> FluxViTVideoClassificationPipeline:
+    """The pipeline of a folder or Hub id (at a revision), on a GPU if there is one and no `device` is named."""
+    options = {} if revision is None or os.path.isdir(source) else {"revision": revision}
+    model = load_classifier(source, **options).eval()
+    processor = load_processor(source, model.config, **options)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return FluxViTVideoClassificationPipeline(model, video_processor=processor, device=device)
 

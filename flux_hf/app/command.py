@@ -19,6 +19,7 @@ CHECK_SEED = 0
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m flux_hf.app", description="A page to try a checkpoint on.")
     parser.add_argument("--model", required=True, help="folder or Hub id of a checkpoint")
+    parser.add_argument("--revision", help="of a Hub id: branch, tag or commit")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves other machines too")
     parser.add_argument("--port", type=int, help="the first free one from 7860 on if not given")
     parser.add_argument("--device", help="such as cpu or cuda:1; a GPU if there is one")
@@ -58,11 +59,11 @@ def main(arguments: list[str] | None = None) -> int:
         kept_tokens=args.max_kept_tokens,
     )
     try:
-        classify = load(args.model, args.device)
+        classify = load(args.model, args.device, args.revision)
     except (ValueError, OSError) as error:
         print(f"{args.model} cannot be loaded: {error}", file=sys.stderr)
         return 1
-    address = Address(args.host, args.port)
+    address = Address("127.0.0.1") if args.check else Address(args.host, args.port)
     with served(classify, address, limits, 60 * args.keep_minutes, args.links, quiet=True) as url:
         if args.check:
             print(json.dumps(check(classify, url, limits)))
@@ -86,4 +87,5 @@ def check(classify, url: str, limits: Limits) -> dict:
         path = Path(folder) / "clip.mp4"
         write_example(path, MOVES[0], CHECK_SEED)
         result = classify_file(classify, path, default_choice(classify), limits)
-    return {"title": title, "kept_tokens": len(result.keep_indices), "labels": result.labels}
+    package = os.path.realpath(Path(__file__).parents[1])  # which copy of it runs
+    return {"title": title, "kept_tokens": len(result.keep_indices), "labels": result.labels, "package": package}

@@ -59,13 +59,17 @@ class Handlers:
     # The clip ---------------------------------------------------------------------------------------------------------
 
     def take_clip(self, path: str | None, request: gr.Request) -> tuple[Any, str]:
-        """A clip was chosen: moves it to its session and says what it is."""
+        """A clip was chosen: moves it to its session and says what it is, or what is wrong with it."""
         if path is None:
             return gr.skip(), ""
         with explained():
             taken = self.sessions.take(request.session_hash, path)
-            facts = check_file(taken, self.limits)
-        return (gr.skip() if str(taken) == path else str(taken)), str(facts)
+        try:
+            with explained():
+                facts = str(check_file(taken, self.limits))
+        except gr.Error as error:
+            facts = f"**{error.message}**"
+        return (gr.skip() if str(taken) == path else str(taken)), facts
 
     def make_example(self, move: str) -> Callable:
         """The function of an example's button."""

@@ -106,7 +106,7 @@ def _clip_part(handlers: Handlers) -> gr.Video:
             link = gr.Textbox(placeholder="https://... a video file", show_label=False, scale=4, elem_id="link")
             fetched = gr.Button("Fetch", scale=1, size="sm", elem_id="fetch")
         gr.on([fetched.click, link.submit], handlers.fetch_link, link, clip, api_name="fetch")
-    clip.change(handlers.take_clip, clip, [clip, facts], api_name="take")
+    clip.change(handlers.take_clip, clip, [clip, facts], api_name="take", show_progress="hidden")
     return clip
 
 

@@ -7,12 +7,13 @@ import secrets
 import shutil
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 
 UPLOAD_FOLDER = re.compile(r"[0-9a-f]{64}")  # Gradio puts an upload into a folder named by the content's SHA-256
-SWEEP_SECONDS = 30.0
+SWEEP_SECONDS, EMPTY_SECONDS = 30.0, 60.0
 
 
 @dataclass
@@ -100,11 +101,16 @@ class Sessions:
             self._drop_uploads(session)
 
     def close_idle(self) -> None:
-        """Closes the sessions that were not used for `keep_seconds`."""
+        """Closes the sessions that were not used for `keep_seconds`, and deletes empty folders of uploads."""
         last = time.monotonic() - self.keep_seconds
         with self._lock:
             for key in [key for key, session in self._sessions.items() if session.used < last]:
                 self.close(key)
+        for folder in self.root.iterdir():
+            # one that is new may be about to be filled
+            if UPLOAD_FOLDER.fullmatch(folder.name) and time.time() - folder.stat().st_mtime > EMPTY_SECONDS:
+                with suppress(OSError):
+                    folder.rmdir()
 
     def stop(self) -> None:
         """Closes every session."""
