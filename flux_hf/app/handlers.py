@@ -17,6 +17,7 @@ from .classify import classify_file, compare_budgets, label_windows
 from .examples import write_example
 from .links import fetch, file_suffix
 from .pictures import comparison_picture, comparison_rows, kept_picture, timeline_html, timeline_rows, write_kept_video
+from .recordings import RECORDING_NAME, mend_recording
 from .sessions import Sessions
 
 
@@ -63,7 +64,7 @@ class Handlers:
         if path is None:
             return gr.skip(), ""
         with explained():
-            taken = self.sessions.take(request.session_hash, path)
+            taken = self._clip(path, request)
         try:
             with explained():
                 facts = str(check_file(taken, self.limits))
@@ -156,7 +157,10 @@ class Handlers:
     def _clip(self, path: str | None, request: gr.Request) -> Path:
         if path is None:
             raise ValueError("choose a clip first")
-        return self.sessions.take(request.session_hash, path)
+        taken = self.sessions.take(request.session_hash, path)
+        if Path(path).name == RECORDING_NAME:
+            mend_recording(taken)
+        return taken
 
     def end_session(self, request: gr.Request) -> None:
         self.sessions.close(request.session_hash)

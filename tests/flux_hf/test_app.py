@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 from app_parts import count_coloured, save_checkpoint, serving, write_coloured
-from video_files import audio_only, encode
+from video_files import audio_only, encode, read_barcode
 
 from flux_hf import VideoDecodeError, decode_video
 from flux_hf.app import links
@@ -34,6 +34,7 @@ from flux_hf.app.pictures import (
     timeline_rows,
     write_kept_video,
 )
+from flux_hf.app.recordings import mend_recording, whole_length
 from flux_hf.app.sessions import Sessions
 from flux_hf.visualization import GAP
 
@@ -187,6 +188,25 @@ def test_examples_are_videos_in_which_one_thing_moves(move, tmp_path):
     assert 0.03 < moved < 0.25
     with pytest.raises(ValueError, match="'flies'"):
         example_frames("flies", np.random.default_rng(1))
+
+
+CLUSTER = b"\x1f\x43\xb6\x75"
+
+
+def test_a_recording_that_is_cut_is_ended_behind_its_last_whole_frame(tmp_path):
+    data = encode("libvpx", 40, container="webm", container_options={"live": "1", "cluster_time_limit": "300"})
+    parts = data.split(CLUSTER)  # browsers do not know a cluster's size
+    data = CLUSTER.join([parts[0], *(b"\x01" + b"\xff" * 7 + part[9 - part[0].bit_length() :] for part in parts[1:])])
+    assert len(parts) > 3 and whole_length(data) == len(data)
+    path = tmp_path / "sample.webm"
+    for cut in (len(data) - 1, len(data) * 2 // 3, data.rindex(CLUSTER) + 1, len(data) // 3):
+        path.write_bytes(data[:cut])
+        assert mend_recording(path) and path.stat().st_size < cut
+        frames, _ = decode_video(str(path))
+        assert 0 < len(frames) < 40 and [read_barcode(frame) for frame in frames] == list(range(len(frames)))
+        assert not mend_recording(path)
+    for other in (encode("libvpx", 20, container="webm"), encode("libx264", 20), b"", b"\x1a"):
+        assert whole_length(other) is None and whole_length(other[: len(other) // 2]) is None
 
 
 # Links ---------------------------------------------------------------------------------------------------------------
