@@ -179,8 +179,9 @@ def test_windows_are_the_pipelines_and_labels_are_escaped(classify, clip):
 @pytest.mark.parametrize("move", MOVES)
 def test_examples_are_videos_in_which_one_thing_moves(move, tmp_path):
     write_example(tmp_path / "clip.mp4", move, seed=1)
-    frames, _ = decode_video(str(tmp_path / "clip.mp4"))
-    assert frames.shape == (NUM_FRAMES, SIDE, SIDE, 3)
+    write_example(tmp_path / "again.mp4", move, seed=1)
+    frames, again = (decode_video(str(tmp_path / f"{name}.mp4"))[0] for name in ("clip", "again"))
+    assert frames.shape == (NUM_FRAMES, SIDE, SIDE, 3) and frames.equal(again)
     drawn = example_frames(move, np.random.default_rng(1))
     assert np.array_equal(drawn, example_frames(move, np.random.default_rng(1)))
     assert not np.array_equal(drawn, example_frames(move, np.random.default_rng(2)))
