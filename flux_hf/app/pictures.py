@@ -38,7 +38,7 @@ def write_kept_video(path: str | os.PathLike, result: Result) -> None:
 def write_video(path: str | os.PathLike, frames: np.ndarray, frame_rate: int, lossless: bool = False) -> None:
     """Encodes (T, H, W, 3) uint8 RGB frames as an mp4 file; odd sides get a row or column of white.
 
-    The encoder may write the same frames in two ways. `lossless`, what is read again is the same: yuv420p of the frames.
+    The encoder may write the same frames in two ways; `lossless`, the frames read again are equal all the same.
     """
     odd = [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)]
     frames = np.pad(frames, odd, constant_values=255)
