@@ -22,7 +22,7 @@ ABOUT = (
 MODEL_QUEUE = {"concurrency_limit": 1, "concurrency_id": "model"}  # clips are classified one after another
 QUIET = {"queue": False, "show_progress": "hidden"}
 # Gradio's trimming loads a decoder from another host, and its sharing sends to one.
-CSS = "#clip button[aria-label*='rim'] {display: none}"
+CSS = "#clip button[aria-label*='rim'] {display: none} #clip video {height: 280px; max-height: 280px}"
 # Browsers would record all the camera has, and drop frames where they cannot keep up.
 CAMERA = {"video": {"width": {"ideal": 640}, "height": {"ideal": 480}}}
 PICTURE = {"format": "png", "interactive": False, "show_label": False, "buttons": ["download", "fullscreen"]}
@@ -95,7 +95,6 @@ def _clip_part(handlers: Handlers) -> gr.Video:
         include_audio=True,  # without, Gradio would write the file anew
         buttons=[],
         webcam_options=gr.WebcamOptions(mirror=False, constraints=CAMERA),
-        height=320,
         elem_id="clip",
     )
     facts = gr.Markdown(elem_id="facts")

@@ -45,8 +45,7 @@ def note(event, arguments):
 sys.addaudithook(note)
 """
 FAKE_CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-# Patches of a frame of the picture are 42 pixels wide, frames 168.
-WAIT = 40_000
+WAIT = 120_000
 
 
 class Page:
