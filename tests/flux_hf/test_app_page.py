@@ -439,5 +439,5 @@ def test_headers_keep_browsers_to_this_host(server):
 def test_the_command_says_what_it_cannot_load(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     command = [sys.executable, "-m", "flux_hf.app", "--model", str(tmp_path)]
-    finished = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    finished = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=400)
     assert finished.returncode == 1 and f"{tmp_path} cannot be loaded" in finished.stderr
