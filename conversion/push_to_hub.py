@@ -1,232 +1,37 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
 """Puts a checkpoint on the Hugging Face Hub in one commit, with its code and a model card, and checks what arrived.
 
-    python -m conversion.push_to_hub CHECKPOINT USER/NAME --license LICENSE
+    python -m conversion.push_to_hub CHECKPOINT USER/NAME --license LICENSE [--space USER/PAGE]
 
 CHECKPOINT is a folder of `conversion.convert_to_hf`, `training.finetune` or `save_pretrained`. It is verified first: a
 conversion must have passed its own verification, the weights must fit the model and be finite, and a process without
 flux_hf must be able to run a clip. Then weights, config, video processor, source files and card go up in one commit
 (or pull request), that commit is downloaded into an empty cache, and the clip must give the same logits bit by bit. A
-push that was cut short has left the repository as it was or whole; the same command finishes it.
+push that was cut short has left the repository as it was or whole; the same command finishes it. `--space` then puts a
+page to try the model on beside it, in the same way (`space.py`).
 """
 
 import argparse
-import hashlib
-import re
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HTTPError,
-    LocalTokenNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
+from huggingface_hub.errors import HTTPError
+
+from conversion.hub import (
+    Target,
+    check_tag,
+    describe,
+    explain,
+    find_changes,
+    keep_remote_card,
+    open_hub,
+    send,
 )
-from huggingface_hub.hf_api import RepoFile
-
-from conversion.model_card import CARD_NAME, MARK, CardFacts, add_card_arguments, card_facts
-from conversion.saving import sha256
+from conversion.model_card import CARD_NAME, CardFacts, add_card_arguments, card_facts
+from conversion.space import check_space, push_space
 from conversion.staging import PushError, run_alone, stage, verify_checkpoint, write_card
-
-
-# Weights of an earlier commit that would be loaded instead of, or beside, those that are pushed.
-ANY_WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where a checkpoint goes.
-
-    Args:
-        repo_id: "user/name".
-        revision: Branch, made if missing; or refs/pr/N, a pull request to add to.
-        create_pr: Open a pull request instead of committing.
-        private: Make the repository private.
-        commit_message: First line of the commit.
-        tag: Name given to the commit once it is verified.
-    """
-
-    repo_id: str
-    revision: str = constants.DEFAULT_REVISION
-    create_pr: bool = False
-    private: bool = False
-    commit_message: str = "Upload FluxViT checkpoint"
-    tag: str | None = None
-
-    def __post_init__(self):
-        if self.create_pr and self.revision != constants.DEFAULT_REVISION:
-            raise ValueError(f"--create_pr opens a pull request to main: not with --revision {self.revision}")
-        if self.create_pr and self.tag:
-            raise ValueError(f"--tag {self.tag} names what is published: not with --create_pr")
-
-
-@dataclass
-class Remote:
-    """What the repository holds at the revision, before the push.
-
-    Args:
-        exists: Whether there is such a repository.
-        has_revision: Whether it has the revision; one that it lacks begins as a copy of main.
-        head: Commit that the new one follows; None in a repository to be made.
-        files: Path -> file of that commit.
-        tags: Name -> commit.
-    """
-
-    exists: bool = False
-    has_revision: bool = False
-    head: str | None = None
-    files: dict[str, RepoFile] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass
-class Changes:
-    """What a commit would do: files to send, paths to delete; `same` is on the Hub already."""
-
-    send: dict[str, Path]
-    delete: list[str]
-    same: list[str]
-
-    def __bool__(self) -> bool:
-        return bool(self.send or self.delete)
-
-
-# The Hub -------------------------------------------------------------------------------------------------------------
-
-
-def full_repo_id(api: HfApi, repo_id: str) -> tuple[str, dict]:
-    """The repository's name with its namespace, and who is asking.
-
-    Raises:
-        PushError: the token may only read. LocalTokenNotFoundError, HfHubHTTPError: there is none, or it is wrong.
-    """
-    user = api.whoami()
-    role = user.get("auth", {}).get("accessToken", {}).get("role")
-    if role == "read":
-        raise PushError("the token may only read: make one that may write at https://huggingface.co/settings/tokens")
-    return repo_id if "/" in repo_id else f"{user['name']}/{repo_id}", user
-
-
-def look_at(api: HfApi, target: Target, user: dict) -> Remote:
-    """The repository as it is; nothing is changed.
-
-    Raises:
-        PushError: it cannot be pushed to in the way asked for.
-    """
-    try:
-        info = api.repo_info(target.repo_id)
-    except RepositoryNotFoundError:
-        return _look_for_new(api, target, user)
-    if target.private and not info.private:
-        raise PushError(f"{target.repo_id} exists and is public: --private cannot hide it, its settings page can")
-    if not target.create_pr:
-        api.auth_check(target.repo_id, write=True)
-    tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(target.repo_id).tags}
-    has_revision, head = True, info.sha
-    if target.revision != constants.DEFAULT_REVISION:
-        try:
-            head = api.repo_info(target.repo_id, revision=target.revision).sha
-        except RevisionNotFoundError:
-            has_revision = False
-            if target.revision.startswith("refs/"):
-                raise PushError(f"{target.repo_id} has no {target.revision}") from None
-    entries = api.list_repo_tree(target.repo_id, recursive=True, revision=head)
-    files = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
-    return Remote(True, has_revision, head, files, tags)
-
-
-def _look_for_new(api: HfApi, target: Target, user: dict) -> Remote:
-    for repo_type in ("dataset", "space"):
-        if api.repo_exists(target.repo_id, repo_type=repo_type):
-            raise PushError(f"{target.repo_id} is a {repo_type} on the Hub, not a model: choose another name")
-    if target.create_pr:
-        raise PushError(f"--create_pr needs a repository, and {target.repo_id} does not exist (or is not yours to see)")
-    namespace = target.repo_id.split("/")[0]
-    allowed = [user["name"], *(organization["name"] for organization in user.get("orgs", []))]
-    if namespace not in allowed:
-        raise PushError(f"no permission: {user['name']} cannot create repositories of {namespace!r}, only of {allowed}")
-    return Remote()
-
-
-def find_changes(staging: Path, remote: Remote) -> Changes:
-    """What differs between the staged files and the repository's."""
-    files = {path.name: path for path in sorted(staging.iterdir())}
-    same = [name for name, path in files.items() if name in remote.files and _is_same(path, remote.files[name])]
-    stale = [path for path in remote.files if ANY_WEIGHTS.fullmatch(path) and path not in files]
-    return Changes({name: path for name, path in files.items() if name not in same}, sorted(stale), same)
-
-
-def _is_same(path: Path, remote: RepoFile) -> bool:
-    if path.stat().st_size != remote.size:
-        return False
-    if remote.lfs is not None:
-        return remote.lfs.sha256 == sha256(path)
-    content = path.read_bytes()
-    return remote.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-def keep_remote_card(api: HfApi, target: Target, remote: Remote, changes: Changes) -> bool:
-    """Leaves the repository's card out of the changes where a person wrote it; returns whether that is so."""
-    if CARD_NAME not in changes.send or CARD_NAME not in remote.files:
-        return False
-    with tempfile.TemporaryDirectory(prefix="flux-hf-") as folder:
-        path = api.hf_hub_download(target.repo_id, CARD_NAME, revision=remote.head, local_dir=folder)
-        if MARK in Path(path).read_text(encoding="utf-8"):
-            return False
-    del changes.send[CARD_NAME]
-    return True
-
-
-def check_tag(target: Target, remote: Remote, changes: Changes) -> None:
-    """Raises PushError where the tag names another commit already: tags are not moved."""
-    if target.tag in remote.tags and (changes or remote.tags[target.tag] != remote.head):
-        raise PushError(f"{target.repo_id} has a tag {target.tag} of another commit: choose a new one")
-
-
-def send(api: HfApi, target: Target, remote: Remote, changes: Changes) -> tuple[str, str]:
-    """Makes repository and branch where missing, and the commit. Large files that had arrived are not sent again.
-
-    Returns:
-        The commit's hash, and the address of commit or pull request.
-    """
-    if not remote.exists:
-        api.create_repo(target.repo_id, private=target.private or None, exist_ok=True)
-    if not remote.has_revision and target.revision != constants.DEFAULT_REVISION:
-        api.create_branch(target.repo_id, branch=target.revision, revision=remote.head, exist_ok=True)
-    if not changes:
-        return remote.head, f"{api.endpoint}/{target.repo_id}/commit/{remote.head}"
-    operations = [CommitOperationAdd(name, path) for name, path in changes.send.items()]
-    operations += [CommitOperationDelete(path) for path in changes.delete]
-    commit = api.create_commit(
-        target.repo_id,
-        operations,
-        commit_message=target.commit_message,
-        revision=target.revision,
-        create_pr=target.create_pr,
-        parent_commit=remote.head,  # someone else's commit in between is not overwritten
-    )
-    return commit.oid, commit.pr_url or commit.commit_url
-
-
-def open_hub(target: Target, token: str | None = None) -> tuple[HfApi, Target, Remote]:
-    """The Hub, the target with its namespace, and the repository as it is; nothing is changed.
-
-    Raises:
-        PushError: offline, a token that may only read, or a repository that cannot be pushed to in the way asked for.
-            Errors of `explain`: no token, or the Hub says no.
-    """
-    if constants.HF_HUB_OFFLINE:
-        raise PushError("HF_HUB_OFFLINE=1 forbids every connection: unset it to push")
-    api = HfApi(token=token)
-    repo_id, user = full_repo_id(api, target.repo_id)
-    target = replace(target, repo_id=repo_id)
-    return api, target, look_at(api, target, user)
 
 
 def push(
@@ -237,8 +42,11 @@ def push(
     overwrite_card: bool = False,
     dry_run: bool = False,
     token: str | None = None,
-) -> None:
+) -> str | None:
     """Verifies, sends, downloads, compares, tags; says on stdout what it does.
+
+    Returns:
+        The commit; None after a dry run.
 
     Raises:
         ValueError: the checkpoint or the request is at fault. Errors of `explain`: the Hub or the way to it is.
@@ -259,7 +67,7 @@ def push(
         print("\n".join(describe(target, remote, changes)))
         if dry_run:
             print("dry run: nothing was sent")
-            return
+            return None
         commit, address = send(api, target, remote, changes)
         print(f"pushed: {address}" if changes else f"already there: {address}")
         if run_alone(target.repo_id, commit, token) != expected:
@@ -268,52 +76,7 @@ def push(
     if target.tag and target.tag not in remote.tags:
         api.create_tag(target.repo_id, tag=target.tag, revision=commit)
         print(f"tagged {target.tag}")
-
-
-def describe(target: Target, remote: Remote, changes: Changes) -> list[str]:
-    """The commit, a line a file."""
-    kind = "a pull request" if target.create_pr else f"one commit on {target.revision}"
-    new = "" if remote.exists else f" (new, {'private' if target.private else 'public'})"
-    sizes = {name: path.stat().st_size for name, path in changes.send.items()}
-    lines = [f"{target.repo_id}{new}, {kind}: {len(sizes)} files, {sum(sizes.values()):,} bytes"]
-    lines += [f"  send {size:>15,}  {name}" for name, size in sizes.items()]
-    lines += [f"  delete {'':>13}  {name}" for name in changes.delete]
-    lines += [f"  same {'':>15}  {name}" for name in changes.same]
-    return lines
-
-
-# The command ---------------------------------------------------------------------------------------------------------
-
-
-def explain(error: Exception, repo_id: str) -> str:
-    """What a person can do about an error of the Hub, of the way to it, or of the request."""
-    while isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # the client wraps what befell a large file
-    if isinstance(error, LocalTokenNotFoundError):
-        return "no token: run `hf auth login`, or set HF_TOKEN to one that may write"
-    if not isinstance(error, HfHubHTTPError):
-        if isinstance(error, HTTPError):
-            return f"no connection to {constants.ENDPOINT} ({error}); the same command goes on where this one stopped"
-        return str(error)
-    status, said = error.response.status_code, error.server_message or str(error).strip().splitlines()[0]
-    advice = {
-        401: "the token is not valid: run `hf auth login`, or set HF_TOKEN to one that may write",
-        403: f"no permission to write to {repo_id}: --create_pr asks its owner to",
-        404: f"{repo_id} is not there, or not yours to see",
-        409: "another operation is in progress: try again",
-        412: f"{repo_id} has changed meanwhile: look at it, then try again",
-    }
-    default = "the same command goes on where this one stopped" if status >= 500 else "the Hub refused"
-    return f"{advice.get(status, default)} (the Hub says {status}: {said})"
-
-
-@contextmanager
-def explained(repo_id: str) -> Iterator[None]:
-    """Turns errors of the Hub, and of the way to it, into a PushError that says what to do."""
-    try:
-        yield
-    except (OSError, RuntimeError, HTTPError) as error:
-        raise PushError(explain(error, repo_id)) from error
+    return commit
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -326,6 +89,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--commit_message", default=Target.commit_message)
     parser.add_argument("--tag", help="name the commit, once it is verified; such as v1.0")
     parser.add_argument("--max_shard_size", help="split the weights into files of at most so much, such as 5GB")
+    parser.add_argument("--space", metavar="USER/PAGE", help="then push a page to try the model on, a Gradio Space")
     parser.add_argument("--dry_run", action="store_true", help="check everything, list what would be sent, and stop")
     parser.add_argument("--overwrite_card", action="store_true", help="make a card though the folder has a README.md")
     add_card_arguments(parser)
@@ -334,12 +98,21 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
+    names = ("repo_id", "revision", "create_pr", "private", "commit_message", "tag")
+    asked = options.repo_id  # of what goes wrong
     try:
-        target = Target(**{name: getattr(options, name) for name in Target.__dataclass_fields__})
+        target = Target(**{name: getattr(options, name) for name in names})
         facts = card_facts(options, options.repo_id)
-        push(options.checkpoint, target, facts, options.max_shard_size, options.overwrite_card, options.dry_run)
+        if options.space:
+            check_space(options.checkpoint, target, options.space)
+        commit = push(
+            options.checkpoint, target, facts, options.max_shard_size, options.overwrite_card, options.dry_run
+        )
+        if options.space:
+            asked = options.space
+            push_space(options.checkpoint, target, commit, options.space, options.overwrite_card)
     except (ValueError, OSError, RuntimeError, HTTPError) as error:
-        print(f"not pushed: {explain(error, options.repo_id)}", file=sys.stderr)
+        print(f"not pushed: {explain(error, asked)}", file=sys.stderr)
         return 1
     return 0
 

@@ -47,8 +47,22 @@ def visualize_kept_tokens(
         ValueError: frames of another type or shape, sides that are not whole patches, indices outside the grid, or an
             argument out of range.
     """
-    for name, value in {"patch_size": patch_size, "tubelet_size": tubelet_size, "columns": columns}.items():
-        if value is not None and value < 1:
+    if columns is not None and columns < 1:
+        raise ValueError(f"columns must be at least 1, got {columns}")
+    faded = fade_dropped_tokens(frames, keep_indices, patch_size, tubelet_size, dropped_opacity)
+    return tile_frames(faded, columns or min(len(faded), FRAMES_PER_ROW))
+
+
+def fade_dropped_tokens(
+    frames: np.ndarray | torch.Tensor,
+    keep_indices: Sequence[int] | np.ndarray | torch.Tensor,
+    patch_size: int = 14,
+    tubelet_size: int = 1,
+    dropped_opacity: float = 0.25,
+) -> np.ndarray:
+    """The frames of `visualize_kept_tokens` one by one, (T, H, W, 3) uint8; arguments and errors as there."""
+    for name, value in {"patch_size": patch_size, "tubelet_size": tubelet_size}.items():
+        if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     if not 0 <= dropped_opacity <= 1:
         raise ValueError(f"dropped_opacity must be from 0 to 1, got {dropped_opacity}")
@@ -56,7 +70,7 @@ def visualize_kept_tokens(
     kept = _kept_pixels(frames.shape, keep_indices, patch_size, tubelet_size)
     grey = frames @ np.array([0.299, 0.587, 0.114])  # BT.601 luma
     faded = np.rint(255 + dropped_opacity * (grey - 255)).astype(np.uint8)
-    return _tile(np.where(kept[..., None], frames, faded[..., None]), columns or min(len(frames), FRAMES_PER_ROW))
+    return np.where(kept[..., None], frames, faded[..., None])
 
 
 def _as_channels_last(frames: np.ndarray | torch.Tensor) -> np.ndarray:
@@ -107,7 +121,7 @@ def _kept_pixels(
     return kept
 
 
-def _tile(frames: np.ndarray, columns: int) -> Image.Image:
+def tile_frames(frames: np.ndarray, columns: int) -> Image.Image:
     """(T, H, W, 3) frames -> one image, `columns` in a row, a white gap between them."""
     num_frames, height, width = frames.shape[:3]
     columns = min(columns, num_frames)
@@ -119,4 +133,4 @@ def _tile(frames: np.ndarray, columns: int) -> Image.Image:
     return canvas
 
 
-__all__ = ["visualize_kept_tokens"]
+__all__ = ["fade_dropped_tokens", "tile_frames", "visualize_kept_tokens"]

@@ -24,6 +24,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 DATE = "2026-01-01T00:00:00.000Z"
 LARGE_SUFFIXES = (".safetensors", ".bin", ".pth", ".mp4")
 LARGE_SIZE = 1 << 20
+SPACE_SDKS = ("gradio", "docker", "static")
+SPACE_FIELDS = ("title", "sdk", "app_file")
 REPO_TYPES = {"models": "model", "datasets": "dataset", "spaces": "space"}
 
 
@@ -50,6 +52,7 @@ class Repository:
 
     repo_id: str
     private: bool = False
+    sdk: str | None = None  # of a Space
     commits: dict[str, dict[str, File]] = field(default_factory=dict)
     titles: dict[str, str] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
@@ -220,7 +223,11 @@ class LocalHub:
         return {"type": "user", "name": self.user, "orgs": [], "auth": {"type": "access_token", **role}}
 
     def validate_yaml(self, request: Request) -> dict:
-        if re.match(r"---\n(.*?)\n---\n", request.json()["content"], flags=re.DOTALL):
+        """Of a Space's card the Hub wants to know how to run it."""
+        content, is_space = request.json()["content"], request.json().get("repoType") == "space"
+        if is_space and not all(re.search(rf"^{name}: \S", content, flags=re.MULTILINE) for name in SPACE_FIELDS):
+            return {"errors": [{"message": f"a Space's card needs {SPACE_FIELDS}"}], "warnings": []}
+        if re.match(r"---\n(.*?)\n---\n", content, flags=re.DOTALL):
             return {"errors": [], "warnings": []}
         return {"errors": [], "warnings": [{"message": "empty or missing yaml metadata in repo card"}]}
 
@@ -232,7 +239,10 @@ class LocalHub:
         url = f"{self.url}/{'' if repo_type == 'model' else repo_type + 's/'}{repo_id}"
         if (repo_type, repo_id) in self.repositories:
             raise Refusal(409, "You already created this repo", url=url)
-        self.add_repository(repo_id, repo_type, wanted.get("visibility") == "private" or bool(wanted.get("private")))
+        if repo_type == "space" and wanted.get("sdk") not in SPACE_SDKS:
+            raise Refusal(400, f"a Space's sdk must be one of {SPACE_SDKS}")
+        private = wanted.get("visibility") == "private" or bool(wanted.get("private"))
+        self.add_repository(repo_id, repo_type, private).sdk = wanted.get("sdk")
         return {"url": url, "name": repo_id, "id": repo_id}
 
     def info(self, request: Request, kind: str, repo_id: str, revision: str = "main") -> dict:
@@ -339,10 +349,9 @@ class LocalHub:
         files = self.apply(lines, dict(repository.commits[parent]))
         number = 1 + sum(branch.startswith("refs/pr/") for branch in repository.branches)
         commit = repository.commit(f"refs/pr/{number}" if as_request else revision, files, header["summary"])
-        pull_request = {"pullRequestUrl": f"{self.url}/{repo_id}/discussions/{number}"} if as_request else {}
-        return {"success": True, "commitOid": commit, "commitUrl": f"{self.url}/{repo_id}/commit/{commit}"} | (
-            pull_request
-        )
+        address = f"{self.url}/{'' if kind == 'models' else kind + '/'}{repo_id}"
+        pull_request = {"pullRequestUrl": f"{address}/discussions/{number}"} if as_request else {}
+        return {"success": True, "commitOid": commit, "commitUrl": f"{address}/commit/{commit}"} | pull_request
 
     def apply(self, lines: list[dict], files: dict[str, File]) -> dict[str, File]:
         """The files after a commit's operations. Raises `Refusal` for a large file that was not uploaded."""
@@ -360,8 +369,8 @@ class LocalHub:
                 del files[value["path"]]
         return files
 
-    def lfs_batch(self, request: Request, repo_id: str) -> dict:
-        self.find(request, "models", repo_id)
+    def lfs_batch(self, request: Request, kind: str | None, repo_id: str) -> dict:
+        self.find(request, kind or "models", repo_id)
         self.require_user(request)
         answers = []
         for entry in request.json()["objects"]:
@@ -397,8 +406,8 @@ class LocalHub:
             raise Refusal(404, "no such object")
         return {}
 
-    def download(self, request: Request, repo_id: str, revision: str, path: str) -> "Answer":
-        repository = self.find(request, "models", repo_id)
+    def download(self, request: Request, kind: str | None, repo_id: str, revision: str, path: str) -> "Answer":
+        repository = self.find(request, kind or "models", repo_id)
         commit = repository.resolve(revision)
         file = repository.commits[commit].get(path)
         if file is None:
@@ -426,6 +435,7 @@ class Answer:
 
 KIND = "(models|datasets|spaces)"
 REPO = "([^/]+/[^/]+)"
+PLACE = "(?:(datasets|spaces)/)?"  # before the name where files of another kind than models are
 # Method, path, and what answers; the groups, unquoted, are its arguments.
 ROUTES: list[tuple[str, str, Callable]] = [
     ("GET", "/api/whoami-v2", LocalHub.whoami),
@@ -440,11 +450,11 @@ ROUTES: list[tuple[str, str, Callable]] = [
     ("POST", f"/api/{KIND}/{REPO}/tag/(.+)", LocalHub.create_tag),
     ("POST", f"/api/{KIND}/{REPO}/preupload/(.+)", LocalHub.preupload),
     ("POST", f"/api/{KIND}/{REPO}/commit/(.+)", LocalHub.commit),
-    ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", LocalHub.lfs_batch),
+    ("POST", rf"/{PLACE}{REPO}\.git/info/lfs/objects/batch", LocalHub.lfs_batch),
     ("PUT|POST", "/lfs/([0-9a-f]{64})", LocalHub.store_object),
     ("PUT", r"/lfs/([0-9a-f]{64})/(\d+)", LocalHub.store_part),
     ("POST", "/lfs-verify", LocalHub.verify_object),
-    ("GET|HEAD", f"/{REPO}/resolve/([^/]+)/(.+)", LocalHub.download),
+    ("GET|HEAD", f"/{PLACE}{REPO}/resolve/([^/]+)/(.+)", LocalHub.download),
 ]
 
 

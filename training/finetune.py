@@ -14,8 +14,9 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 
+from conversion.hub import Target, explained, open_hub
 from conversion.model_card import CardFacts
-from conversion.push_to_hub import Target, explained, open_hub, push
+from conversion.push_to_hub import push
 
 from .arguments import FinetuneArguments, parse_arguments
 from .batches import clip_shapes

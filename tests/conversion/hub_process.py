@@ -115,7 +115,7 @@ def send_staged(staging: str, target: dict, keep_card: bool = False) -> int:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError
 
-    from conversion.push_to_hub import (
+    from conversion.hub import (
         Target,
         check_tag,
         explain,

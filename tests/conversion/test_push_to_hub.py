@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,16 +13,20 @@ from pathlib import Path
 import pytest
 import torch
 from hub_process import HubProcess
+from huggingface_hub import ModelCard
+from huggingface_hub.hf_api import RepoFile
 from local_hub import Fault, File, LocalHub
 from safetensors.torch import load_file, save_file
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 from video_files import encode
 
 from conversion.convert_to_hf import convert
+from conversion.hub import Remote, Target, check_tag, find_changes
 from conversion.infer_config import ConfigChoices
 from conversion.model_card import MARK, CardFacts
-from conversion.push_to_hub import Remote, Target, check_tag, find_changes, main
+from conversion.push_to_hub import main
 from conversion.saving import sha256
+from conversion.space import OURS, PACKAGES, stage_space
 from conversion.staging import PushError, run_alone, stage, verify_checkpoint, write_card
 from flux_hf import (
     FluxForVideoClassification,
@@ -195,6 +200,39 @@ def test_push_to_hub_of_the_classes(hub, client, checkpoint):
         assert set(repository.contents()) == (PUSHED | set(SOURCE_FILES)) - {"conversion_report.json"}
         weights = repository.contents()["model.safetensors"]
         assert weights == (checkpoint / "model.safetensors").read_bytes()
+
+
+def test_a_space_is_sent_whole_and_loses_only_our_old_files(hub, client, staged, tmp_path, monkeypatch):
+    monkeypatch.setattr("conversion.space.requirements", lambda: ["torch==2.14.1", "gradio==6.31.0"])
+    stage_space(tmp_path / "space", "tester/tiny", "abc123")
+    names = {path.relative_to(tmp_path / "space").as_posix() for path in (tmp_path / "space").rglob("*.*")}
+    assert {"README.md", "app.py", "requirements.txt", "flux_hf/__init__.py", "flux_hf/app/page.py"} <= names
+    assert all(name.endswith(".py") for name in names - {"README.md", "requirements.txt"})
+    card = ModelCard.load(tmp_path / "space" / "README.md").data.to_dict()
+    assert (card["sdk"], card["sdk_version"], card["app_file"]) == ("gradio", "6.31.0", "app.py")
+    assert card["models"] == ["tester/tiny"]
+    assert '"tester/tiny", "--revision", "abc123"' in (tmp_path / "space" / "app.py").read_text()
+    target = {"repo_id": "tester/page", "repo_type": "space", "private": True}
+    result = client.run("send", str(tmp_path / "space"), target)
+    assert result.status == 0, result.errors
+    space = hub.repository("tester/page", "space")
+    assert result.output.split()[1] == f"{hub.url}/spaces/tester/page/commit/{space.branches['main']}"
+    assert space.sdk == "gradio" and space.private and set(space.contents()) == names
+    files = {name: RepoFile(path=name, size=1, oid="") for name in ("flux_hf/old.py", "flux_hf/data.bin", "own.py")}
+    assert find_changes(tmp_path / "space", Remote(True, True, "abc", files), OURS).delete == ["flux_hf/old.py"]
+
+
+def test_what_a_space_installs_is_what_the_package_needs():
+    setup = (Path(__file__).parents[2] / "setup.cfg").read_text()
+    assert all(re.search(rf"^    {re.escape(name)}>=", setup, flags=re.MULTILINE) for name in PACKAGES)
+
+
+def test_a_space_is_refused_before_anything_is_sent(hub, client, checkpoint, tmp_path):
+    start = len(hub.log)
+    flags = ("--license", "mit", "--space", "tester/page", "--create_pr")
+    result = client.run("command", str(checkpoint), "tester/refused", *flags)
+    assert result.status == 1 and "not with --create_pr" in result.errors
+    assert all(line.startswith("GET ") for line in hub.log[start:])
 
 
 # What the options do -------------------------------------------------------------------------------------------------
