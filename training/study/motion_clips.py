@@ -202,8 +202,8 @@ def render_motion_clip(config: MotionClipConfig, label: str, rng: np.random.Gene
 def write_video(path: str | os.PathLike, frames: np.ndarray, frame_rate: int) -> None:
     """Encodes (T, H, W, 3) uint8 RGB frames as an mp4 file of h264 in yuv420p."""
     with replacing(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
-        # The bytes must not depend on the number of cores, hence one thread; nor on what lies behind a narrow picture in
-        # memory, which x264's macroblock tree reads in one such file of ten.
+        # The bytes must not depend on the number of cores, hence one thread; nor on what lies in memory behind a narrow
+        # picture, which x264's macroblock tree reads in one such file of ten.
         options = {"crf": "18", "preset": "veryfast", "x264-params": "mbtree=0"}
         stream = container.add_stream("libx264", rate=frame_rate, options=options)
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
