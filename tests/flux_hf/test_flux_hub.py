@@ -182,6 +182,7 @@ def test_device_maps(checkpoints, name, tmp_path, video):
         assert_same(all_logits(model, video), expected)
 
 
+@pytest.mark.slow
 def test_a_stranger_saves_it_anew_pushes_it_and_another_loads_it_by_id(checkpoints, tmp_path, video):
     """The first without flux_hf installed, and so the last; each gives the logits of the model first saved."""
     torch.save(video, tmp_path / "clip.pt")

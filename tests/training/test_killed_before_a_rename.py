@@ -116,7 +116,9 @@ def clips(tmp_path_factory) -> Path:
     return folder / "val.csv"
 
 
-@pytest.mark.parametrize("way", [*WAYS, "a new folder"])
+@pytest.mark.parametrize(
+    "way", ["in one go", pytest.param("a folder inside", marks=pytest.mark.slow), "no exchange", "a new folder"]
+)
 def test_convert_into_a_folder_that_holds_another_model(tmp_path, monkeypatch, way):
     paths = []
     for name, deviation in (("one", 0.02), ("two", 0.03)):

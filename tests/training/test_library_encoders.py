@@ -199,6 +199,7 @@ def test_trainer_gets_the_values_that_the_encoder_was_trained_on(data, tmp_path,
     assert FluxForVideoClassification.from_pretrained(tmp_path / "out").config.id2label == LABELS
 
 
+@pytest.mark.slow  # of `finetune` it is a default test
 def test_two_processes_follow_the_curve_of_one(data, tmp_path):
     """Real processes: every parameter gets a gradient, so DDP waits for none."""
     plain = save_plain(tmp_path / "vjepa2", "vjepa2")

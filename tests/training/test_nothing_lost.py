@@ -217,6 +217,7 @@ def test_compiled_by_accelerate_with_an_average(data, tmp_path):
 # --- names -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_name_that_is_no_text_ends_nothing(data, tmp_path):
     """Training, labels and checks go on, and their lists hold the name as it is."""
     for index, label in enumerate(("down", "left")):

@@ -113,6 +113,7 @@ def test_the_student_goes_on(data, pretrained, tmp_path):
     assert losses(tmp_path / "again")[0] < losses(pretrained)[0]
 
 
+@pytest.mark.slow  # of `finetune` it is a default test
 def test_two_processes_follow_the_curve_of_one(data, tmp_path):
     same = {"max_train_steps": 8, "sampling": "fixed", "frames": None, "sizes": None, "token_window": None}
     launch(pretraining(data, tmp_path / "one", per_device_train_batch_size=8, eval_steps=8, **same), module=MODULE)

@@ -30,7 +30,7 @@ def torchrun(script: str, *arguments: str) -> str:
     return run.stdout
 
 
-@pytest.mark.parametrize("kind", ["loop", "trainer", "checkpointing"])
+@pytest.mark.parametrize("kind", ["loop", pytest.param("trainer", marks=pytest.mark.slow), "checkpointing"])
 def test_loops_that_know_nothing_of_the_heads(tmp_path, kind):
     assert torchrun("two_processes.py", kind, str(tmp_path)).count("finished") == 2
 
