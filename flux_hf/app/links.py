@@ -42,8 +42,7 @@ def fetch(link: str, path: str | os.PathLike, max_bytes: int, allow_private: boo
     """
     deadline = time.monotonic() + TOTAL_SECONDS
     for _ in range(MAX_REDIRECTS + 1):
-        with_answer = _ask(link, allow_private)
-        connection, response = with_answer
+        connection, response = _ask(link, allow_private)
         try:
             if response.status in REDIRECTS and response.getheader("Location"):
                 link = urljoin(link, response.getheader("Location"))
