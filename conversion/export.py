@@ -28,17 +28,11 @@ from flux_hf import __version__, load_classifier, load_exported, load_processor
 from flux_hf.checkpoint_files import replacing, write_json
 from flux_hf.exported import MANIFEST, SECTION
 from flux_hf.patch_grids import check_clip
-from flux_hf.token_selection import as_count
+from flux_hf.token_selection import TOKEN_SELECTORS, as_count
 
 
-PACKAGES = {
-    ("onnx", False): ("onnx", "onnxscript", "onnxruntime"),
-    ("onnx", True): ("onnx", "onnxscript", "onnxruntime"),
-    ("openvino", False): ("openvino",),
-    ("openvino", True): ("openvino", "nncf"),
-    ("torch", False): (),
-}
-RANDOM_SELECTORS = ("random", "tube")
+# What made a program, whose versions the manifest tells; NNCF only in int8.
+PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",), "torch": ()}
 
 
 @dataclass
@@ -93,16 +87,18 @@ def export(
     if not budgets:
         raise ValueError("token_budgets must hold at least one budget, got none")
     model = load_classifier(checkpoint, dtype=torch.float32).eval()
-    if model.config.token_selection in RANDOM_SELECTORS:
+    if not TOKEN_SELECTORS[model.config.token_selection].needs_motion:
         raise ValueError(f"token_selection={model.config.token_selection!r} draws anew at each call: nothing to export")
     clips = {budget: clip_of(model.config, budget, num_frames, size) for budget in budgets}
+    packages = ("torch", "transformers", *PACKAGES[export_format])
+    packages += ("nncf",) if int8 and export_format == "openvino" else ()
     facts = {
         "version": __version__,
         "source": Path(checkpoint).name,
         "format": export_format,
         "dtype": "float32",
         "int8": int8,
-        "packages": {name: version(name) for name in ("torch", "transformers", *PACKAGES[export_format, int8])},
+        "packages": {name: version(name) for name in packages},
     }
     with replacing(target, durable=True) as staging:
         facts |= write_programs(staging, model, clips, export_format, int8)

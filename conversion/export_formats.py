@@ -29,7 +29,6 @@ from transformers.exporters import (
     OpenVINOExporter,
 )
 from transformers.exporters.base import HfExporter
-from transformers.exporters.configs import DynamoConfig as ExportConfig
 
 from flux_hf.exported import check_installed
 
@@ -104,7 +103,7 @@ def openvino_ancestors(node: Any) -> list[Any]:
     return list(found.values())
 
 
-def exporter_of(export_format: str, int8: bool) -> tuple[HfExporter, dict[str, Any], type[ExportConfig]]:
+def exporter_of(export_format: str, int8: bool) -> tuple[HfExporter, dict[str, Any], type[DynamoConfig]]:
     """transformers' exporter of a format, its options, and the class of its config."""
     if export_format == "onnx":
         return OnnxExporter(), {"quantizer": SelectionSafeOnnxQuantizer()} if int8 else {}, OnnxConfig

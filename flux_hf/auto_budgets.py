@@ -119,6 +119,12 @@ class BudgetLadder:
         """The budgets that a video was encoded at which stops there."""
         return self.token_budgets[: step + 1]
 
+    def mean_flops(self, model: TokenBudgetClassifier, shares: Sequence[float], dense_embedding: bool = False) -> float:
+        """Multiply-adds of a view on average, of all passes tried, where a share of the videos stops at each step."""
+        clip = (self.num_frames, self.size)
+        of_steps = [model.flops(*clip, self.tried(step), dense_embedding) for step in range(len(self.token_budgets))]
+        return sum(share * flops for share, flops in zip(shares, of_steps, strict=True))
+
 
 def logits_at_auto_budgets(
     model: TokenBudgetClassifier, pixel_values_videos: Tensor, ladder: BudgetLadder, num_views: int = 1

@@ -80,13 +80,11 @@ def facts_of(args: PredictArguments, accelerator: Accelerator, scores: Scores) -
 
 def describe_choices(scores: Scores, chosen: Counter[str]) -> str:
     """How often each budget was chosen, and what that cost."""
-    point, ladder, number = scores.point, scores.ladder, chosen.total()
-    gflops, shares = 0.0, []
-    for step, budget in enumerate(ladder.token_budgets):
-        share = chosen[str(budget)] / number
-        gflops += share * scores.model.flops(point.num_frames, point.size, ladder.tried(step)) / 1e9
-        shares.append(f"{100 * share:.1f} % at {budget} tokens")
-    return f"{', '.join(shares)}: {gflops:.4g} GFLOPs a view on average, all passes tried included"
+    ladder = scores.ladder
+    shares = [chosen[str(budget)] / chosen.total() for budget in ladder.token_budgets]
+    words = [f"{100 * share:.1f} % at {n} tokens" for share, n in zip(shares, ladder.token_budgets, strict=True)]
+    gflops = ladder.mean_flops(scores.model, shares) / 1e9
+    return f"{', '.join(words)}: {gflops:.4g} GFLOPs a view on average, all passes tried included"
 
 
 def main(arguments: list[str] | None = None) -> None:

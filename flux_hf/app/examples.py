@@ -72,5 +72,5 @@ def _with_disc(image: np.ndarray, center: np.ndarray, looks: dict[str, np.ndarra
 
 
 def write_example(path: str | os.PathLike, move: str, seed: int | None = None) -> None:
-    """Writes a clip as an mp4 file; another one each time where no `seed` is given, with one the same frames."""
-    write_video(path, example_frames(move, np.random.default_rng(seed)), FRAME_RATE, lossless=seed is not None)
+    """Writes a clip as an mp4 file; another one each time where no `seed` is given."""
+    write_video(path, example_frames(move, np.random.default_rng(seed)), FRAME_RATE)

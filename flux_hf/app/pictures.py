@@ -35,16 +35,14 @@ def write_kept_video(path: str | os.PathLike, result: Result) -> None:
     write_video(path, _kept_frames(result), result.play_rate)
 
 
-def write_video(path: str | os.PathLike, frames: np.ndarray, frame_rate: int, lossless: bool = False) -> None:
-    """Encodes (T, H, W, 3) uint8 RGB frames as an mp4 file; odd sides get a row or column of white.
-
-    The encoder may write the same frames in two ways; `lossless`, the frames read again are equal all the same.
-    """
+def write_video(path: str | os.PathLike, frames: np.ndarray, frame_rate: int) -> None:
+    """Encodes (T, H, W, 3) uint8 RGB frames as an mp4 file; odd sides get a row or column of white."""
     odd = [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)]
     frames = np.pad(frames, odd, constant_values=255)
-    quality = {"qp": "0"} if lossless else {"crf": "18"}
+    # The macroblock tree of x264 reads what lies behind narrow pictures: without it the same frames are the same file.
+    options = {"crf": "18", "preset": "veryfast", "x264-params": "mbtree=0"}
     with replacing(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=frame_rate, options=quality | {"preset": "veryfast"})
+        stream = container.add_stream("libx264", rate=frame_rate, options=options)
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))

@@ -9,32 +9,17 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from flux_models import fluxvit_config
 from PIL import Image
 
-from flux_hf import FluxViTConfig, FluxViTForVideoClassification, FluxViTVideoProcessor
+from flux_hf import FluxViTForVideoClassification, FluxViTVideoProcessor
 from flux_hf.visualization import GAP
 
 
 def save_checkpoint(folder: Path) -> Path:
-    """8 frames of 4x4 patches, three budgets and a plan for one of them."""
+    """Of `fluxvit_config`, with a plan for one of its budgets."""
     torch.manual_seed(0)
-    config = FluxViTConfig(
-        hidden_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        intermediate_size=96,
-        num_pooling_heads=4,
-        projection_dim=32,
-        position_embedding_grid=[8, 4, 4],
-        image_size=56,
-        num_frames=8,
-        token_budgets=[96, 64, 32],
-        token_budget=64,
-        token_plan={32: [4, 56]},
-        layer_scale_init_value=0.3,
-        initializer_range=0.2,
-        id2label={index: f"<b>class {index}" for index in range(7)},
-    )
+    config = fluxvit_config(token_plan={32: [4, 56]}, id2label={index: f"<b>class {index}" for index in range(7)})
     FluxViTForVideoClassification(config).save_pretrained(folder)
     FluxViTVideoProcessor(size=56, num_frames=8).save_pretrained(folder)
     return folder

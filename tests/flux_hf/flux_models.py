@@ -15,7 +15,7 @@ from transformers import (
     VJEPA2ForVideoClassification,
 )
 
-from flux_hf import FluxForVideoClassification
+from flux_hf import FluxForVideoClassification, FluxViTConfig
 
 
 NAMES = ("videomae", "vivit", "vjepa2")
@@ -24,6 +24,16 @@ LABEL_NAMES = {"id2label": LABELS, "label2id": {label: index for index, label in
 # 4x4x4 patches; a head is 16 wide, for flex_attention on the CPU wants a power of two.
 SIZES = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, **LABEL_NAMES}
 NUM_TOKENS = 64
+
+
+def fluxvit_config(**overrides) -> FluxViTConfig:
+    """8 frames of 4x4 patches, three budgets, 7 labels."""
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 96}
+    sizes |= {"num_pooling_heads": 4, "projection_dim": 32, "position_embedding_grid": [8, 4, 4]}
+    clip = {"image_size": 56, "num_frames": 8, "token_budgets": [96, 64, 32], "token_budget": 64}
+    scales = {"layer_scale_init_value": 0.3, "initializer_range": 0.2}
+    labels = {"id2label": {index: f"class {index}" for index in range(7)}}
+    return FluxViTConfig(**{**sizes, **clip, **scales, **labels, **overrides})
 
 
 def videomae_config(**overrides) -> VideoMAEConfig:

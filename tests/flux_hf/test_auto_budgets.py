@@ -58,7 +58,7 @@ def direct(model, videos, budgets, num_views=1) -> list[torch.Tensor]:
 def mixed_ladder(model, videos, budgets, num_views=1) -> BudgetLadder:
     """Thresholds in the middle of what comes: half of the videos stop at each step."""
     temperatures, thresholds, left = (2.0, 0.7, 1.0), [], torch.arange(len(videos) // num_views)
-    for temperature, scores in zip(temperatures[:-1], direct(model, videos, budgets, num_views), strict=False):
+    for temperature, scores in zip(temperatures[:-1], direct(model, videos, budgets[:-1], num_views), strict=True):
         sure = confidence(scores[left], temperature)
         thresholds.append(float(sure.sort().values[len(sure) // 2 - 1 : len(sure) // 2 + 1].mean()))
         left = left[sure < thresholds[-1]]

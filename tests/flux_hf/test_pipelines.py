@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from flux_models import fluxvit_config
 from PIL import Image
 from transformers import pipeline
 from video_files import encode
@@ -37,23 +38,7 @@ def clips(tmp_path_factory) -> list[str]:
 @pytest.fixture(scope="module")
 def model() -> FluxViTForVideoClassification:
     torch.manual_seed(0)
-    config = FluxViTConfig(
-        hidden_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        intermediate_size=96,
-        num_pooling_heads=4,
-        projection_dim=32,
-        position_embedding_grid=[8, 4, 4],
-        image_size=56,
-        num_frames=8,
-        token_budgets=[96, 64, 32],
-        token_budget=64,
-        layer_scale_init_value=0.3,
-        initializer_range=0.2,
-        id2label={index: f"class {index}" for index in range(7)},
-    )
-    return FluxViTForVideoClassification(config).eval()
+    return FluxViTForVideoClassification(fluxvit_config()).eval()
 
 
 @pytest.fixture(scope="module")

@@ -47,11 +47,6 @@ def add_auto(
     shares = torch.bincount(counted, minlength=len(of_steps)).double() / len(counted)
     shape = ladder.num_frames, ladder.size
 
-    def mean_gflops(dense_embedding: bool = False) -> float:
-        tried = [list(ladder.tried(step)) for step in range(len(of_steps))]
-        of_step = [model.flops(*shape, budgets, dense_embedding=dense_embedding) / 1e9 for budgets in tried]
-        return sum(share * gflops for share, gflops in zip(shares.tolist(), of_step, strict=True))
-
     kept = [point.kept_tokens(config) for point in auto_points(config)]
     results = {
         "point": str(AutoPoint(*shape)),
@@ -59,8 +54,8 @@ def add_auto(
         "size": shape[1],
         "dense_tokens": auto_points(config)[0].dense_tokens(config),
         "kept_tokens": sum(share * tokens for share, tokens in zip(shares.tolist(), kept, strict=True)),
-        "gflops_per_view": mean_gflops(),
-        "gflops_per_view_with_dense_embedding": mean_gflops(dense_embedding=True),
+        "gflops_per_view": ladder.mean_flops(model, shares.tolist()) / 1e9,
+        "gflops_per_view_with_dense_embedding": ladder.mean_flops(model, shares.tolist(), dense_embedding=True) / 1e9,
         "shares": dict(zip(map(str, ladder.token_budgets), shares.tolist(), strict=True)),
         **evaluate_scores(scores, targets),
         "clips_counted": len(counted),
