@@ -55,6 +55,16 @@ class ExportReport:
         return lines
 
 
+def check_selection(name: str) -> None:
+    """Raises ValueError for a selector that no program of one size can be made of."""
+    if not TOKEN_SELECTORS[name].needs_motion:
+        raise ValueError(f"token_selection={name!r} draws anew at each call: nothing to export")
+    if TOKEN_SELECTORS[name].by_threshold:
+        raise ValueError(
+            f"token_selection={name!r} keeps another number of each clip's tokens, a program as many of all"
+        )
+
+
 def export(
     checkpoint: str,
     output: str,
@@ -87,8 +97,7 @@ def export(
     if not budgets:
         raise ValueError("token_budgets must hold at least one budget, got none")
     model = load_classifier(checkpoint, dtype=torch.float32).eval()
-    if not TOKEN_SELECTORS[model.config.token_selection].needs_motion:
-        raise ValueError(f"token_selection={model.config.token_selection!r} draws anew at each call: nothing to export")
+    check_selection(model.config.token_selection)
     clips = {budget: clip_of(model.config, budget, num_frames, size) for budget in budgets}
     packages = ("torch", "transformers", *PACKAGES[export_format])
     packages += ("nncf",) if int8 and export_format == "openvino" else ()

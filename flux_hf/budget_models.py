@@ -24,7 +24,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .patch_grids import check_keep_indices, group_by_shape, join_groups
-from .token_selection import as_count, select_tokens_at_budgets
+from .token_selection import TOKEN_SELECTORS, as_count, select_tokens_at_budgets
 
 
 @dataclass
@@ -90,8 +90,9 @@ class TokenBudgetModel:
         Returns:
             For each budget keep_indices (B, K), rising positions in the flattened (time, row, column) grid.
         """
+        config = self.config
         return select_tokens_at_budgets(
-            patches, token_budgets, self.config.token_selection, self.config.num_token_groups
+            patches, token_budgets, config.token_selection, config.num_token_groups, config.token_threshold
         )
 
     def encode(
@@ -169,7 +170,7 @@ class TokenBudgetModel:
         return patches, grid, keep_indices, False
 
     def count_kept(self, num_frames: int, height: int, width: int, token_budget: int | None = None) -> int:
-        """How many tokens of a clip are kept: a list takes clips of which equally many are.
+        """How many tokens of a clip are kept, by a threshold at most: a list takes clips of which equally many are.
 
         Args:
             num_frames, height, width: Of the clip; whole tubelets and patches.
@@ -177,6 +178,9 @@ class TokenBudgetModel:
         """
         budget = self.config.token_budget if token_budget is None else token_budget
         grid = self._grid_of(num_frames, height, width)
+        if TOKEN_SELECTORS[self.config.token_selection].by_threshold:
+            patches = math.prod(grid)
+            return patches if budget is None else min(as_count("token_budget", budget), patches)
         [keep_indices] = self.select(torch.empty(1, *grid, 1, device="meta"), [budget])
         return keep_indices.shape[1]
 

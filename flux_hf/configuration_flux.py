@@ -84,6 +84,7 @@ class FluxConfig(TokenBudgetConfig, PreTrainedConfig):
         separate_heads: Whether each budget has a pooler and classifier of its own; else one serves all.
         token_selection: Name of the selector, see `token_selection.TOKEN_SELECTORS`.
         num_token_groups: Frame groups of the group-dynamic selector.
+        token_threshold: Of the threshold selector, as in `FluxViTConfig`.
         token_plan: Budget -> [num_frames, size] found best for it on a validation split.
         auto_budgets: What `token_budget="auto"` goes by, as in `FluxViTConfig`.
         num_frames: Frames of the default clip; the encoder's own if not given.
@@ -103,6 +104,7 @@ class FluxConfig(TokenBudgetConfig, PreTrainedConfig):
     separate_heads: bool = False
     token_selection: str = "group_dynamic"
     num_token_groups: int = 4
+    token_threshold: float | int | None = None
     token_plan: dict | None = None
     auto_budgets: dict | None = None
     num_frames: int | None = None

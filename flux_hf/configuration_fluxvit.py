@@ -54,7 +54,8 @@ class TokenBudgetConfig:
     """Of a model's configuration: the default clip, the budgets, and the files that load a checkpoint.
 
     Its fields `image_size`, `num_frames`, `token_budgets`, `token_budget`, `token_selection`, `num_token_groups`,
-    `token_plan` and `auto_budgets` are those of `FluxViTConfig`. `AUTO_MAP` says where its classes are.
+    `token_threshold`, `token_plan` and `auto_budgets` are those of `FluxViTConfig`. `AUTO_MAP` says where its classes
+    are.
     """
 
     AUTO_MAP: ClassVar[dict[str, str]]
@@ -118,6 +119,12 @@ class TokenBudgetConfig:
         self._require("token_budget", self.token_budget is None or self.token_budget >= 1, "at least 1, or None")
         self._require("token_selection", self.token_selection in TOKEN_SELECTORS, f"one of {list(TOKEN_SELECTORS)}")
         self._require("num_token_groups", self.num_token_groups >= 1, "at least 1")
+        threshold = self.token_threshold
+        if threshold is None:
+            by_threshold = TOKEN_SELECTORS[self.token_selection].by_threshold
+            self._require("token_threshold", not by_threshold, f"given for token_selection={self.token_selection!r}")
+        else:
+            self._require("token_threshold", math.isfinite(threshold) and threshold >= 0, "a distance of at least 0")
 
 
 @strict
@@ -153,6 +160,7 @@ class FluxViTConfig(TokenBudgetConfig, PreTrainedConfig):
         token_budget: Tokens kept by default; None keeps all of them.
         token_selection: Name of the selector, see `token_selection.TOKEN_SELECTORS`.
         num_token_groups: Frame groups of the group-dynamic selector.
+        token_threshold: For `token_selection="threshold"` how far a patch's embedding must have moved to be kept.
         token_plan: Budget -> [num_frames, size] found best for it on a validation split.
         auto_budgets: What `token_budget="auto"` goes by, found on a validation split: `num_frames` and `size` of the
             clip, rising `token_budgets`, a temperature for each (`temperatures`), and for each but the last the
@@ -195,6 +203,7 @@ class FluxViTConfig(TokenBudgetConfig, PreTrainedConfig):
     token_budget: int | None = 2048
     token_selection: str = "group_dynamic"
     num_token_groups: int = 4
+    token_threshold: float | int | None = None
     token_plan: dict | None = None
     auto_budgets: dict | None = None
     alignment_layers: list[int] | tuple[int, ...] | None = None

@@ -42,8 +42,8 @@ BACKBONES: dict[str, type[FluxBackbone]] = {"videomae": FluxVideoMAE, "vivit": F
 LABEL_FIELDS = ("id2label", "label2id", "problem_type")
 # Options of `from_backbone` that are the config's, and those that say where a checkpoint is.
 OWN_FIELDS = (
-    *("token_budget", "separate_heads", "token_selection", "num_token_groups", "token_plan", "auto_budgets"),
-    *("num_frames", "image_size", "classifier_dropout", "drop_path_rate"),
+    *("token_budget", "separate_heads", "token_selection", "num_token_groups", "token_threshold", "token_plan"),
+    *("auto_budgets", "num_frames", "image_size", "classifier_dropout", "drop_path_rate"),
 )
 HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, VideoClassificationPipeline
 from .auto_budgets import AUTO, BudgetLadder, logits_at_auto_budgets
 from .exported import ExportedClassifier
 from .loading import following, is_plain, wrapped
+from .protocol import logits_at_budgets, selects_by_threshold
 from .token_selection import as_count
 from .video_inputs import is_frame_list
 from .video_processing_fluxvit import FluxViTVideoProcessor
@@ -233,9 +234,11 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
     ) -> dict[str, torch.Tensor]:
         """Of one video, or of several with `num_views` each."""
         # Only what postprocess needs: everything returned here is copied to the CPU.
+        videos = model_inputs["pixel_values_videos"]
+        if token_budget != AUTO and selects_by_threshold(self.model):
+            return {"logits": logits_at_budgets(self.model, videos, [token_budget])[0]}
         if token_budget != AUTO:
             return {"logits": self.model(**model_inputs, token_budget=token_budget).logits}
-        videos = model_inputs["pixel_values_videos"]
         ladder = BudgetLadder.of(self.model.config)
         logits, budgets = logits_at_auto_budgets(self.model, videos, ladder, num_views or len(videos))
         return {"logits": logits, "token_budgets": budgets}
@@ -290,12 +293,12 @@ class FluxViTVideoClassificationPipeline(VideoClassificationPipeline):
         self, clips: Iterable[dict[str, torch.Tensor]], batch_size: int, token_budget: int | str | None
     ) -> Iterator[list[torch.Tensor]]:
         """Runs of up to `batch_size` successive clips (V, T, 3, H, W) of whose views equally many tokens are kept, or,
-        where budgets choose themselves, that have one shape."""
+        where that differs from clip to clip, that have one shape."""
         batch, kept_before = [], None
         for clip in clips:
             views = clip["pixel_values_videos"]
-            auto = token_budget == AUTO
-            kept = views.shape if auto else self.model.count_kept(views.shape[1], *views.shape[3:], token_budget)
+            differs = token_budget == AUTO or selects_by_threshold(self.model)
+            kept = views.shape if differs else self.model.count_kept(views.shape[1], *views.shape[3:], token_budget)
             if batch and (len(batch) == batch_size or kept != kept_before):
                 yield batch
                 batch = []

@@ -4,7 +4,10 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
+
+from .token_selection import TOKEN_SELECTORS
 
 
 class VideoTokenClassifier(Protocol):
@@ -47,7 +50,7 @@ class VideoTokenClassifier(Protocol):
 
     def flops(self, num_frames: int, size: int, token_budget: int | None = None) -> int:
         """Multiply-adds of one view. A sequence of budgets, for passes of which the embedding is counted once, and
-        `take_clips` (`TokenBudgetModel`) are asked for by `auto_budgets.py` alone."""
+        `take_clips` (`TokenBudgetModel`) are asked for by `auto_budgets.py` and `logits_clip_by_clip` alone."""
 
 
 class BudgetFeature(NamedTuple):
@@ -84,5 +87,33 @@ def logits_at_budgets(
     model: VideoTokenClassifier, pixel_values_videos: Tensor, token_budgets: Sequence[int | None]
 ) -> list[Tensor]:
     """Logits (B, C) at several budgets, None being the model's default, each by the head trained nearest."""
+    if selects_by_threshold(model):
+        return [logits for logits, _ in logits_clip_by_clip(model, pixel_values_videos, token_budgets)]
     budgets = [model.config.token_budget if budget is None else budget for budget in token_budgets]
     return [model.classify(feature, head) for feature, head in features_at_budgets(model, pixel_values_videos, budgets)]
+
+
+def selects_by_threshold(model: VideoTokenClassifier) -> bool:
+    """Whether each clip keeps another number of tokens, the budget being the most."""
+    name = getattr(model.config, "token_selection", None)  # an encoder may select in a way of its own
+    return name is not None and TOKEN_SELECTORS[name].by_threshold
+
+
+def logits_clip_by_clip(
+    model: VideoTokenClassifier, pixel_values_videos: Tensor, token_budgets: Sequence[int | None]
+) -> list[tuple[Tensor, Tensor]]:
+    """`logits_at_budgets` of clips that keep other numbers of tokens: embedded together, encoded one by one.
+
+    Returns:
+        For each budget logits (B, C), and how many tokens of each clip were kept, (B,) int64.
+    """
+    budgets = [model.config.token_budget if budget is None else budget for budget in token_budgets]
+    patches, grid = model.embed(pixel_values_videos)
+    found: list[list[tuple[Tensor, int]]] = [[] for _ in budgets]
+    for clip in torch.arange(len(patches), device=patches.device).split(1):
+        own = model.take_clips(patches, grid, clip)
+        for of_budget, keep_indices in zip(found, model.select(own[0], budgets), strict=True):
+            head = model.resolve_head(keep_indices.shape[1])
+            hidden_states, _ = model.encode(*own, keep_indices)
+            of_budget.append((model.classify(model.pool(hidden_states, head)[0], head), keep_indices.shape[1]))
+    return [(torch.cat(logits), torch.tensor(kept)) for logits, kept in (zip(*one, strict=True) for one in found)]

@@ -87,11 +87,13 @@ class TokenSelector:
         scores: (features (B, T, L, D), groups wanted) -> (B, G, n) float32 scores; the highest are kept.
         shares: (tokens to keep, G, n) -> how many of each group.
         needs_motion: Whether the scores compare frames: a single frame then keeps evenly spaced tokens.
+        by_threshold: Whether no more are kept than score above a threshold: of each clip another number.
     """
 
     scores: Callable[[Tensor, int], Tensor]
     shares: Callable[[int, int, int], list[int]] = _exact_shares
     needs_motion: bool = True
+    by_threshold: bool = False
 
 
 def _grouped(features: Tensor, num_groups: int) -> Tensor:
@@ -107,7 +109,8 @@ def _ungrouped(norm: float) -> Callable[[Tensor, int], Tensor]:
 
 # The paper's selector keeps, in each frame group, the patches whose embedding moved most (L2); the others are its
 # ablations: the official code's rounding (a few tokens fewer than the budget, but at least one a group), no groups, the
-# L1 norm, a uniform draw, and the same draw in every frame. The random ones draw anew at each call.
+# L1 norm, a uniform draw, and the same draw in every frame. The random ones draw anew at each call. "threshold" keeps
+# what moved more than a distance, the budget being the most.
 TOKEN_SELECTORS: dict[str, TokenSelector] = {
     "group_dynamic": TokenSelector(_grouped),
     "group_dynamic_official": TokenSelector(_grouped, shares=_official_shares),
@@ -115,6 +118,7 @@ TOKEN_SELECTORS: dict[str, TokenSelector] = {
     "dynamic_l1": TokenSelector(_ungrouped(1.0)),
     "random": TokenSelector(_random_anywhere, needs_motion=False),
     "tube": TokenSelector(_random_tubes, needs_motion=False),
+    "threshold": TokenSelector(_ungrouped(2.0), by_threshold=True),
 }
 
 
@@ -124,6 +128,25 @@ def _evenly_spaced(features: Tensor, num_tokens: int) -> Tensor:
     steps = 2 * torch.arange(num_tokens, device=features.device) + 1
     indices = torch.div(steps * patches, 2 * num_tokens, rounding_mode="floor")
     return indices.expand(batch, num_tokens)
+
+
+def _numbers_above(scores: Tensor, threshold: float, token_budgets: Sequence[int | None]) -> list[int]:
+    """For each budget how many tokens score above a threshold: at least 1, at most the budget.
+
+    Raises:
+        ValueError: it is not the same number for all clips of scores (B, 1, n).
+    """
+    counts = (scores > threshold).sum(dim=(1, 2)).clamp_min(1).tolist()
+    numbers = []
+    for budget in token_budgets:
+        kept = [count if budget is None else min(count, budget) for count in counts]
+        if len(set(kept)) > 1:
+            raise ValueError(
+                f"method='threshold' keeps {kept} tokens of these clips, and a batch must keep equally many of each: "
+                "give them one by one, or to flux_hf.protocol.logits_at_budgets, which does that"
+            )
+        numbers.append(kept[0])
+    return numbers
 
 
 def _best_of_each_group(order: Tensor, shares: list[int]) -> Tensor:
@@ -139,6 +162,7 @@ def select_tokens_at_budgets(
     token_budgets: Sequence[int | None],
     method: str = "group_dynamic",
     num_groups: int = 4,
+    threshold: float | None = None,
 ) -> list[Tensor]:
     """`select_tokens` at several budgets, scoring and sorting once: each smaller set lies within every larger one.
 
@@ -147,12 +171,13 @@ def select_tokens_at_budgets(
         token_budgets: As in `select_tokens`, in any order.
         method: As in `select_tokens`.
         num_groups: As in `select_tokens`.
+        threshold: As in `select_tokens`.
 
     Returns:
         For each budget (B, K) int64 indices into the flattened (T, L) grid, rising.
 
     Raises:
-        ValueError: a budget below 1, features that are not (B, T, L, D), or an unknown method.
+        ValueError: as `select_tokens`.
     """
     if features.ndim != 4:
         raise ValueError(f"features must be (batch, frames, patches, width), got shape {tuple(features.shape)}")
@@ -162,6 +187,10 @@ def select_tokens_at_budgets(
     num_groups = as_count("num_groups", num_groups)
     batch, frames, patches, _ = features.shape
     selector, order, kept = TOKEN_SELECTORS[method], None, []
+    if selector.by_threshold and threshold is None:
+        raise ValueError(f"method={method!r} needs a threshold (of a config: token_threshold), got None")
+    if selector.by_threshold and frames > 1:
+        budgets = _numbers_above(selector.scores(features, num_groups), threshold, budgets)
     for budget in budgets:
         if budget is None or budget >= frames * patches:
             kept.append(torch.arange(frames * patches, device=features.device).expand(batch, frames * patches))
@@ -180,6 +209,7 @@ def select_tokens(
     token_budget: int | None,
     method: str = "group_dynamic",
     num_groups: int = 4,
+    threshold: float | None = None,
 ) -> Tensor:
     """Chooses the tokens of each clip that are encoded.
 
@@ -188,13 +218,15 @@ def select_tokens(
     Args:
         features: (B, T, L, D) patch embeddings, before any position embedding.
         token_budget: Tokens to keep; None, or T * L and more, keeps all of them.
-        method: A name in `TOKEN_SELECTORS`. All keep exactly the budget but "group_dynamic_official".
+        method: A name in `TOKEN_SELECTORS`. All keep exactly the budget but "group_dynamic_official" and "threshold".
         num_groups: Frame groups wanted, for the group-dynamic methods.
+        threshold: For "threshold" how far a patch's embedding must have moved since the frame before (L2).
 
     Returns:
         (B, K) int64 indices into the flattened (T, L) grid, rising.
 
     Raises:
-        ValueError: a budget below 1, features that are not (B, T, L, D), or an unknown method.
+        ValueError: a budget below 1, features that are not (B, T, L, D), an unknown method, or a threshold that is
+            missing or keeps other numbers of the clips of a batch.
     """
-    return select_tokens_at_budgets(features, [token_budget], method, num_groups)[0]
+    return select_tokens_at_budgets(features, [token_budget], method, num_groups, threshold)[0]

@@ -13,6 +13,7 @@ calibrated: each clip's scores are those of the budget that it stops at, and the
 Here, and here alone, every clip is encoded at all of the steps, which are points themselves.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,6 +57,7 @@ class EvaluateArguments(InferenceArguments):
     use_token_plan: bool = flag(False, "the clips that optimize_tokens chose, of --token_budgets or all")
     per_class: bool = flag(False, "also report every class, and confusion matrices")
     token_selection: str | None = flag(None, "selector in place of the model's own", list(TOKEN_SELECTORS))
+    token_threshold: float | None = flag(None, "of the threshold selector, in place of the model's own")
     seed: int = flag(0, "of the selectors that draw at random")
 
     def __post_init__(self):
@@ -121,6 +123,20 @@ def choose_points(args: EvaluateArguments, config: Any, processor: FluxViTVideoP
     return list(dict.fromkeys([*points, *steps]))
 
 
+def replace_selector(config: Any, name: str | None, threshold: float | None) -> None:
+    """Puts another selector in place of the model's own, for this run.
+
+    Raises:
+        ValueError: the threshold selector without a threshold, or a threshold that cannot be.
+    """
+    if threshold is not None and not (math.isfinite(threshold) and threshold >= 0):
+        raise ValueError(f"--token_threshold must be a distance of at least 0, got {threshold}")
+    name, threshold = name or config.token_selection, config.token_threshold if threshold is None else threshold
+    if TOKEN_SELECTORS[name].by_threshold and threshold is None:
+        raise ValueError(f"--token_selection {name} needs --token_threshold: the checkpoint has none")
+    config.token_selection, config.token_threshold = name, threshold
+
+
 def evaluate(
     model: VideoTokenClassifier, predict: Predictor, clips: Sequence[Clip], points: Sequence[EvalPoint]
 ) -> tuple[list[dict[str, Any]], Predictions, Tensor]:
@@ -135,7 +151,7 @@ def main(arguments: list[str] | None = None) -> None:
     accelerator = Accelerator()
     model, processor = load_checkpoint(args, accelerator)
     config = model.config
-    config.token_selection = args.token_selection or config.token_selection
+    replace_selector(config, args.token_selection, args.token_threshold)
     set_seed(args.seed, device_specific=True)  # what a process draws; its clips are others than its neighbours'
     points = choose_points(args, config, processor)
     clips = spread(list_clips(args), args.max_eval_samples)
@@ -156,7 +172,8 @@ def main(arguments: list[str] | None = None) -> None:
             if args.per_class:
                 write_class_report(folder, points, predictions, targets, config)
             draw_results(folder / "accuracy_gflops.png", results, title, auto)
-            run |= {"token_selection": config.token_selection, "seed": args.seed, "seconds": round(seconds, 1)}
+            run |= {"token_selection": config.token_selection, "token_threshold": config.token_threshold}
+            run |= {"seed": args.seed, "seconds": round(seconds, 1)}
             write_json(folder / "metrics.json", {**run, "points": results, "auto": auto})
         print(results_table(results, auto))
     accelerator.wait_for_everyone()

@@ -149,6 +149,7 @@ def test_the_pipeline_runs_an_exported_folder(folders, checkpoint, clip_file, ex
         (("torch", [40], None, None, True), {}, "int8 is for onnx and openvino, not for torch"),
         (("torch", [40], 8, 50), {}, "multiples of 14, got 50x50"),
         (("torch", [40]), {"token_selection": "random"}, "'random' draws anew at each call"),
+        (("torch", [40]), {"token_selection": "threshold", "token_threshold": 1.0}, "'threshold' keeps another number"),
     ],
 )
 def test_what_cannot_be_exported_is_refused(conversion, checkpoint, tmp_path, arguments, changes, message):

@@ -91,6 +91,8 @@ def test_save_writes_the_hub_files_and_names_all_auto_classes(tmp_path):
         ("token_budgets", [1024, 0]),
         ("token_budget", 0),
         ("token_selection", "best"),
+        ("token_threshold", -1.0),
+        ("token_threshold", float("nan")),
         ("num_token_groups", 0),
         ("token_plan", {1024: [16]}),
         ("token_plan", {1024: [16, 225]}),

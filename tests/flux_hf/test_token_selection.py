@@ -9,7 +9,8 @@ from flux_hf.token_selection import (
 )
 
 
-EXACT = [name for name in TOKEN_SELECTORS if name != "group_dynamic_official"]
+BY_BUDGET = [name for name in TOKEN_SELECTORS if name != "threshold"]
+EXACT = [name for name in BY_BUDGET if name != "group_dynamic_official"]
 
 
 def features(batch: int, frames: int, patches: int, width: int = 8, seed: int = 0) -> torch.Tensor:
@@ -31,7 +32,7 @@ def test_exact_budget_raster_order_and_no_repeats(method, frames, patches):
         assert bool((kept >= 0).all() and (kept < total).all())
 
 
-@pytest.mark.parametrize("method", TOKEN_SELECTORS)
+@pytest.mark.parametrize("method", BY_BUDGET)
 @pytest.mark.parametrize("budget", [None, 48, 10**6])
 def test_budget_at_or_above_the_tokens_keeps_all(method, budget):
     kept = select_tokens(features(2, 4, 12), budget, method)
@@ -148,6 +149,42 @@ def test_official_rounding_is_the_exact_selector_where_nothing_is_lost(frames, p
     assert torch.equal(select_tokens(clip, budget, "group_dynamic_official"), select_tokens(clip, budget))
 
 
+def moving(*counts: int) -> torch.Tensor:
+    """A clip for each of `counts`, of 3 frames of 4 patches: of the last frame so many move, by 1, 2, ..."""
+    clip = torch.zeros(len(counts), 3, 4, 2)
+    for index, count in enumerate(counts):
+        clip[index, 2, :count, 0] = torch.arange(1.0, count + 1)
+    return clip
+
+
+@pytest.mark.parametrize(
+    ("budget", "threshold", "kept"),
+    [
+        (None, 0.0, [8, 9, 10]),
+        (None, 1.0, [9, 10]),  # more than 1
+        (None, 2.9, [10]),
+        (None, 3.0, [10]),  # none: one is kept all the same
+        (2, 0.0, [9, 10]),  # what moved most
+        (12, 0.0, [8, 9, 10]),
+        (100, 0.5, [8, 9, 10]),
+    ],
+)
+def test_a_threshold_keeps_what_moved_more(budget, threshold, kept):
+    assert select_tokens(moving(3), budget, "threshold", threshold=threshold).tolist() == [kept]
+
+
+def test_a_threshold_in_a_batch():
+    clips = moving(3, 2, 4)
+    assert select_tokens(clips, 2, "threshold", threshold=0.0).tolist() == [[9, 10], [8, 9], [10, 11]]
+    with pytest.raises(ValueError, match=r"keeps \[3, 2, 3\] tokens of these clips.*logits_at_budgets"):
+        select_tokens(clips, 3, "threshold", threshold=0.0)
+    with pytest.raises(ValueError, match=r"keeps \[3, 2, 4\] tokens"):
+        select_tokens(clips, None, "threshold", threshold=0.0)
+    with pytest.raises(ValueError, match="method='threshold' needs a threshold .*got None"):
+        select_tokens(clips, 3, "threshold")
+    assert select_tokens(clips[:, :1], 2, "threshold", threshold=0.0).tolist() == [[1, 3]] * 3  # an image has no motion
+
+
 def test_scores_are_float32_for_half_precision_features():
     clip = features(2, 8, 30).bfloat16()
     assert frame_difference_scores(clip).dtype == torch.float32
@@ -174,7 +211,7 @@ def test_errors(arguments, message):
         select_tokens(*arguments)
 
 
-@pytest.mark.parametrize("method", TOKEN_SELECTORS)
+@pytest.mark.parametrize("method", BY_BUDGET)
 def test_compiles_and_exports(method):
     class Selector(torch.nn.Module):
         def forward(self, clip):

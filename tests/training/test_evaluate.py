@@ -18,6 +18,7 @@ from evaluation_parts import (
 )
 from PIL import Image
 
+from flux_hf.token_selection import frame_difference_scores
 from training.evaluate import choose_points, main, parse_arguments
 from training.inference.points import EvalPoint
 
@@ -247,3 +248,46 @@ def test_no_clip_can_be_read(data, tmp_path):
     more[more.index(str(data / "val.csv"))] = str(tmp_path / "val.csv")
     with pytest.raises(ValueError, match="none of 1 clips"):
         main(more)
+
+
+def test_a_threshold_keeps_other_numbers_and_says_what_it_costs(data, tmp_path):
+    model, processor = tiny_model(), tiny_processor()
+    good = [row["path"] for row in read_csv(data / "val.csv") if row["path"] != "broken.mp4"]
+    pixels = [processor(str(data / path), num_frames=4, size=28, return_tensors="pt") for path in good]
+    with torch.no_grad():
+        moved = [frame_difference_scores(model.embed(one["pixel_values_videos"])[0]).flatten() for one in pixels]
+    threshold = torch.cat(moved).quantile(0.7).item()
+    kept = [max(1, min(int((of_clip > threshold).sum()), 12)) for of_clip in moved]
+    assert len(set(kept)) > 2
+    main(
+        [
+            *flags(data, tmp_path, "--points", "4x28@12", "--per_device_eval_batch_size", "4"),
+            *("--token_selection", "threshold", "--token_threshold", str(threshold)),
+        ]
+    )
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert (metrics["token_selection"], metrics["token_threshold"]) == ("threshold", threshold)
+    [point] = metrics["points"]
+    assert point["kept_tokens"] == pytest.approx(sum(kept) / len(kept))
+    gflops = [model.flops(4, 28, number) / 1e9 for number in kept]
+    assert point["gflops_per_view"] == pytest.approx(sum(gflops) / len(gflops))
+    assert point["clips_counted"] == len(good)
+    model.config.token_selection, model.config.token_threshold = "threshold", threshold
+    rows = [row for row in read_csv(tmp_path / "predictions.csv") if not row["error"]]
+    for row, one in zip(rows, pixels, strict=True):
+        with torch.no_grad():
+            scores = model(**one, token_budget=12).logits.softmax(-1)
+        assert float(row["score"]) == pytest.approx(scores.max().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], "--token_selection threshold needs --token_threshold"),
+        (["--token_threshold", "-1"], "--token_threshold must be a distance of at least 0, got -1.0"),
+    ],
+)
+def test_thresholds_that_cannot_be(data, tmp_path, more, message):
+    with pytest.raises(ValueError, match=message):
+        main(flags(data, tmp_path / "out", "--points", "4x28@12", "--token_selection", "threshold", *more))
+    assert not (tmp_path / "out").exists()

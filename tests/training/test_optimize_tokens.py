@@ -174,3 +174,9 @@ def test_places_a_plan_cannot_be_written_to(data, tmp_path):
         parse_arguments(flags(Path("some/hub-id"), data))
     with pytest.raises(ValueError, match="holds files"):
         parse_arguments(flags(Path("some/hub-id"), data, "--output_dir", str(data.parent)))
+
+
+def test_a_threshold_is_not_searched_with(data, tmp_path):
+    checkpoint = save_checkpoint(tmp_path / "model", token_selection="threshold", token_threshold=1.0)
+    with pytest.raises(ValueError, match="compares exact budgets.*'threshold'"):
+        main(flags(checkpoint, data, *GRID, "--token_budgets", "16"))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import flux_hf
 from flux_hf.loading import load_classifier, load_processor
-from flux_hf.protocol import VideoTokenClassifier, logits_at_budgets
+from flux_hf.protocol import VideoTokenClassifier, logits_at_budgets, logits_clip_by_clip, selects_by_threshold
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
 from ..arguments import CheckpointArguments, InferenceArguments, SourceArguments, ViewArguments
@@ -53,14 +53,34 @@ def model_predictor(
     views: ViewArguments,
     num_workers: int,
 ) -> Predictor:
-    """Scores clips by a model, in the accelerator's mixed precision."""
+    """Scores clips by a model, in the accelerator's mixed precision.
+
+    Where each clip keeps another number of tokens, the predictions have its costs.
+    """
 
     def forward(values: Tensor, token_budgets: Sequence[int | None]) -> list[Tensor]:
         with accelerator.autocast():
             return logits_at_budgets(model, values, token_budgets)
 
-    multi_label = model.config.problem_type == MULTI_LABEL
-    return Predictor(forward, processor, accelerator, views, num_workers, multi_label, verbose=True)
+    def forward_with_costs(values: Tensor, token_budgets: Sequence[int | None]) -> list[Tensor]:
+        with accelerator.autocast():
+            found = logits_clip_by_clip(model, values, token_budgets)
+        shape = values.shape[1], values.shape[-1]
+        costs = [[(number, model.flops(*shape, number)) for number in kept.tolist()] for _, kept in found]
+        logits = [logits.float() for logits, _ in found]
+        return [torch.cat([one, one.new_tensor(of_one)], 1) for one, of_one in zip(logits, costs, strict=True)]
+
+    by_threshold = selects_by_threshold(model)
+    return Predictor(
+        forward_with_costs if by_threshold else forward,
+        processor,
+        accelerator,
+        views,
+        num_workers,
+        multi_label=model.config.problem_type == MULTI_LABEL,
+        verbose=True,
+        with_costs=by_threshold,
+    )
 
 
 def list_clips(args: SourceArguments, labelled: bool = True) -> Sequence[Clip]:

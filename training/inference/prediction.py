@@ -11,7 +11,7 @@ import math
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ Forward = Callable[[Tensor, Sequence[int | None]], Sequence[Tensor]]
 Reduce = Callable[[Tensor, list[int]], Tensor]
 
 SHOWN_FAILURES = 10
+NUM_COSTS = 2  # of `Predictions.costs`
 PADDING = -1  # stands for a clip where a process has run out of them
 
 
@@ -140,6 +141,9 @@ class Predictions:
     scores: Tensor  # (points, clips, num_labels, or what was kept) float32 on the CPU; NaN for a clip not decoded
     failures: list[tuple[str, str]]  # (name, reason) of those clips, in their order
     budgets: Tensor | None = None  # (clips,) int64: the last point's, where each clip has another
+    costs: Tensor | None = (
+        None  # (points, clips, 2) float32: tokens kept and multiply-adds of a view, where they differ
+    )
 
     @property
     def decoded(self) -> Tensor:
@@ -163,6 +167,7 @@ class Predictor:
         views: Temporal views of each clip, spatial views of each of them, views in a forward pass.
         num_workers: DataLoader workers of each process.
         multi_label: Sigmoid in place of the softmax.
+        with_costs: Behind the logits `forward` gives what `Predictions.costs` holds, (B, num_labels + 2).
         verbose: On the main process, a progress bar, and on stderr what could not be read.
     """
 
@@ -173,6 +178,7 @@ class Predictor:
     num_workers: int = 0
     multi_label: bool = False
     verbose: bool = False
+    with_costs: bool = False
 
     @torch.no_grad()
     def __call__(self, clips: Sequence[Clip], points: Sequence[EvalPoint], reduce: Reduce | None = None) -> Predictions:
@@ -196,6 +202,9 @@ class Predictor:
         own = (mine, torch.cat(scores, dim=1).numpy(), failures)
         predictions = _merge(gather_object([own]), clips)
         self._tell(predictions.failures, len(clips))
+        if self.with_costs:
+            scores, costs = predictions.scores.tensor_split([-NUM_COSTS], dim=-1)
+            predictions = replace(predictions, scores=scores, costs=costs)
         return predictions
 
     def _share(
@@ -255,9 +264,12 @@ class Predictor:
             for part in torch.cat(views).split(self.views.per_device_eval_batch_size):
                 budgets = [points[index].token_budget for index in members]
                 for index, logits in zip(members, self.forward(normalize(part, self.processor), budgets), strict=True):
-                    logits = logits.float()
-                    scores[index].append(logits.sigmoid() if self.multi_label else logits.softmax(-1))
+                    scores[index].append(self._as_scores(logits.float()))
         return torch.stack([torch.cat(parts).unflatten(0, (-1, num_views)).mean(1) for parts in scores]).cpu()
+
+    def _as_scores(self, logits: Tensor) -> Tensor:
+        logits, costs = logits.tensor_split([logits.shape[1] - NUM_COSTS * self.with_costs], dim=1)
+        return torch.cat([logits.sigmoid() if self.multi_label else logits.softmax(-1), costs], dim=1)
 
 
 def pick_views(crops: Tensor, positions: np.ndarray) -> Tensor:

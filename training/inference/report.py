@@ -40,9 +40,9 @@ def describe_point(model: VideoTokenClassifier, point: EvalPoint) -> dict[str, A
 def point_results(
     model: VideoTokenClassifier, points: Sequence[EvalPoint], predictions: Predictions, targets: Tensor
 ) -> list[dict[str, Any]]:
-    """What is known of each point: the clip, what it costs, how well it does."""
+    """What is known of each point: the clip, what it costs (the mean, where clips differ in that), how well it does."""
     counts = {"clips_counted": int(predictions.decoded.sum()), "failures": len(predictions.failures)}
-    return [
+    results = [
         {
             "point": str(point),
             "token_budget": point.token_budget,
@@ -52,6 +52,10 @@ def point_results(
         }
         for point, scores in zip(points, predictions.scores, strict=True)
     ]
+    if predictions.costs is not None:
+        for result, costs in zip(results, predictions.costs[:, predictions.decoded].double().mean(1), strict=True):
+            result |= {"kept_tokens": costs[0].item(), "gflops_per_view": costs[1].item() / 1e9}
+    return results
 
 
 def results_table(results: Sequence[dict[str, Any]], auto: dict[str, Any] | None = None) -> str:
@@ -129,7 +133,7 @@ def draw_results(path: Path, results: Sequence[dict[str, Any]], title: str, auto
             shares = [100 * result[metric] for result in line]
             axes.plot(gflops, shares, marker="o", label=f"{shape[0]} frames of {shape[1]}x{shape[1]}")
             for x, y, result in zip(gflops, shares, line, strict=True):
-                text = f"{result['kept_tokens']} tokens"
+                text = f"{round(result['kept_tokens'], 1):g} tokens"
                 axes.annotate(text, (x, y), textcoords="offset points", xytext=(4, 5), fontsize=8)
         if auto is not None:
             label = f"auto, {auto['num_frames']} frames of {auto['size']}x{auto['size']}"
