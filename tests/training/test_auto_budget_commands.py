@@ -18,8 +18,9 @@ from training import evaluate, extract_features, optimize_tokens, predict
 from training.data.sampling import ClipShape
 from training.inference.calibration import Wanted, calibrate, fit_temperature
 from training.inference.points import EvalPoint
-from training.study.auto_budget import FIXED, RANDOM, Results, report, settings_of
+from training.study.auto_budget import FIXED, RANDOM, THRESHOLD, Results, report, settings_of, threshold_at_cost
 from training.study.auto_budget import main as run_study
+from training.study.design import new_model
 from training.study.records import Records, pack
 from training.study.tasks import make_generator_task
 
@@ -323,7 +324,8 @@ def test_what_automatic_budgets_are_not_for(data, tmp_path):
 def test_what_the_study_says_of_a_seed_by_hand():
     """Auto is right on all four clips, three of them at 18 tokens; drawn, what is right at 18 alone counts 3/4."""
     hits = {"144": [1, 1, 1, 0], "72": [1, 1, 0, 0], "36": [1, 0, 0, 0], "18": [1, 1, 0, 0], "auto": [1, 1, 1, 1]}
-    gflops = {"144": 10.0, "72": 6.0, "36": 3.0, "18": 1.0, "auto": 4.0}
+    hits[THRESHOLD] = [0, 1, 1, 0]
+    gflops = {"144": 10.0, "72": 6.0, "36": 3.0, "18": 1.0, "auto": 4.0, THRESHOLD: 4.5}
     run = {
         name: {"hits": pack(right), "gflops": gflops[name], "dense_gflops": 1 + gflops[name]}
         for name, right in hits.items()
@@ -342,6 +344,26 @@ def test_what_the_study_says_of_a_seed_by_hand():
     assert rows["auto"][1].startswith("+25.0 [") and rows["144 tokens"][1] == ""
     assert rows[FIXED][0] == "25.0" and rows[FIXED][2:] == ["36.4", "30.0"]  # 36 tokens
     assert rows["auto"][2:] == ["45.5", "40.0"] == rows[RANDOM][2:]  # 5 of 11, 4 of 10
+    assert rows[THRESHOLD][0] == "50.0" and rows[THRESHOLD][2:] == ["50.0", "45.0"]
+    assert Results([{"direct": run}], "direct", 4).against(THRESHOLD)[0].startswith(f"auto - {THRESHOLD}: +50.0 [")
+
+
+def test_the_threshold_at_a_cost():
+    """Patches that moved by 0, 1, 2 ...: of a clip so many are kept as moved more, at least one."""
+    shape, model = (8, 42), new_model()
+    moved = torch.stack([torch.arange(144.0), torch.arange(144.0) / 2, torch.zeros(144)])
+
+    def kept(threshold: float) -> list[int]:
+        return [max(int((of_clip > threshold).sum()), 1) for of_clip in moved]
+
+    for threshold in (0.0, 1.0, 30.5, 71.5, 143.0):
+        cost = sum(model.flops(*shape, number, dense_embedding=True) for number in kept(threshold)) / 3e9
+        found = threshold_at_cost(moved, shape, cost * (1 + 1e-9))
+        assert kept(found) == kept(threshold) and found <= threshold
+        assert found == 0 or kept(found - 0.5) != kept(found)  # the least
+        dearer = threshold_at_cost(moved, shape, cost * (1 - 1e-9))
+        assert dearer > found  # it costs less
+    assert threshold_at_cost(moved, shape, 1e9) == 0.0
 
 
 def test_the_published_table_is_that_of_the_published_records(tmp_path):
@@ -368,5 +390,7 @@ def test_the_study_of_a_model(tmp_path, capsys):
     text = (tmp_path / "out" / "results" / "results.md").read_text()
     assert text in capsys.readouterr().out and "## TO: 16 frames of 42x42" in text
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    moved = Records(tmp_path / "out" / "results", settings_of("multi")).get("generator", "multi", 0)["to"][THRESHOLD]
+    assert 1 <= moved["kept_tokens"] <= 144 and moved["gflops"] < moved["dense_gflops"]
     run_study(given)  # what is there is not done again
     assert (tmp_path / "out" / "results" / "results.md").read_text() == text

@@ -6,20 +6,26 @@
 Of each seed's model a copy is calibrated by `training.optimize_tokens --auto`, on the validation clips alone: on the
 clip that it was trained on ("direct"), and on the one that token optimization chose for all tokens ("TO"). Each is then
 measured on the test clips by `training.evaluate --token_budgets auto`. Beside it stands what the same copy would get if
-as many clips stopped at each budget, but drawn at random: what is gained over that, the confidence gains. Seeds that
---results_dir holds are not done again.
+as many clips stopped at each budget, but drawn at random: what is gained over that, the confidence gains. And what it
+gets if each clip keeps the patches that moved more than a threshold, one at which that costs as much on the validation
+clips: whether how much moves says how many tokens a clip needs. Seeds that --results_dir holds are not done again.
 """
 
 import argparse
 import json
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from flux_hf.auto_budgets import BudgetLadder
 from flux_hf.checkpoint_files import write_text
+from flux_hf.loading import load_classifier, load_processor
+from flux_hf.token_selection import TOKEN_SELECTORS
 
 from ..inference.points import AutoPoint, EvalPoint
 from .design import BUDGETS, CLIPS, METHODS, NUM_FRAMES, SIZE, TOKENS, WAYS, new_model, point_flops
@@ -34,6 +40,7 @@ NAME = "generator"  # the clips'
 TOLERANCE = 0.5  # points below all tokens
 RANDOM = "as many at each, at random"
 FIXED = "one budget for all, chosen likewise"  # the least that is accurate enough by itself
+THRESHOLD = "what moved more than a threshold, at auto's cost"
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -56,6 +63,72 @@ def shapes_of(model: Path) -> dict[str, tuple[int, int]]:
     return {"direct": (NUM_FRAMES, SIZE), "to": tuple(plan[str(TOKENS)])}
 
 
+@torch.no_grad()
+def movements(checkpoint: Path, clips: Path, shape: tuple[int, int]) -> torch.Tensor:
+    """How far every patch of clips moved, as the threshold selector has it: (clips of val.csv, patches)."""
+    model = load_classifier(str(checkpoint)).eval()
+    processor, selector = load_processor(str(checkpoint), model.config), TOKEN_SELECTORS["threshold"]
+    frames, size = shape
+    moved = []
+    for row in read_rows(clips / "val.csv"):
+        views = processor(str(clips / row["path"]), num_frames=frames, size=size, return_tensors="pt")
+        patches, _ = model.embed(views["pixel_values_videos"])
+        moved.append(selector.scores(patches, 1).flatten())
+    return torch.stack(moved)
+
+
+def threshold_at_cost(moved: torch.Tensor, shape: tuple[int, int], gflops: float) -> float:
+    """The least threshold at which clips cost no more on average, every patch's embedding included.
+
+    Args:
+        moved: (clips, patches) of `movements`.
+        shape: Frames and size.
+        gflops: Of a view.
+    """
+    model = new_model()
+    costs = [model.flops(*shape, number, dense_embedding=True) / 1e9 for number in range(1, TOKENS + 1)]
+
+    def saved(threshold: float) -> float:  # rises with the threshold, as bisection needs it
+        kept = (moved > threshold).sum(1).clamp(1, TOKENS)
+        return -sum(costs[number - 1] for number in kept.tolist()) / len(kept)
+
+    steps = [0.0, *moved.flatten().unique().tolist()]
+    return steps[min(bisect_left(steps, -gflops, key=saved), len(steps) - 1)]
+
+
+def measure_threshold(
+    copy: Path, clips: Path, folder: Path, shape: tuple[int, int], gflops: float, threads: int
+) -> dict[str, Any]:
+    """What a calibrated copy gets by the threshold selector at a cost.
+
+    Args:
+        copy, clips, shape, threads: As in `measure`.
+        folder: For what the evaluation says.
+        gflops: Of a view on average, on the validation clips.
+
+    Returns:
+        top1, hits, both GFLOPs, as of a budget; the threshold, and how many tokens were kept on average.
+    """
+    point = EvalPoint(*shape, TOKENS)
+    if not (folder / "metrics.json").exists():
+        threshold = threshold_at_cost(movements(copy, clips, shape), shape, gflops)
+        command = ["training.evaluate", "--points", str(point), *EVALUATION, "--model_name_or_path", str(copy)]
+        command += ["--token_selection", "threshold", "--token_threshold", repr(threshold)]
+        command += ["--data", str(clips / "test.csv"), "--output_dir", str(folder)]
+        call(command, folder.with_name(f"{folder.name}.log"), threads)
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    [found], model = metrics["points"], new_model()
+    patches, kept = point.dense_tokens(model.config), found["kept_tokens"]
+    a_patch = (model.flops(*shape, 1, dense_embedding=True) - model.flops(*shape, 1)) / (patches - 1) / 1e9
+    return {
+        **_of_hits(read_hits(folder / "predictions.csv")[str(point)], _names(clips)),
+        "gflops": found["gflops_per_view"],
+        "dense_gflops": found["gflops_per_view"] + (patches - kept) * a_patch,
+        "threshold": metrics["token_threshold"],
+        "kept_tokens": kept,
+    }
+
+
 def measure(model: Path, clips: Path, folder: Path, shape: tuple[int, int], threads: int) -> dict[str, Any]:
     """Calibrates a copy of a model on a clip shape, and measures it.
 
@@ -67,8 +140,8 @@ def measure(model: Path, clips: Path, folder: Path, shape: tuple[int, int], thre
         threads: Of a process.
 
     Returns:
-        What was calibrated; and of each budget and of "auto" top1, hits, GFLOPs of a view, and these with all patches
-        embedded; of "auto" also the share of clips that stop at each budget.
+        What was calibrated; and of each budget, of "auto" and of `THRESHOLD` top1, hits, GFLOPs of a view, and these
+        with all patches embedded; of "auto" also the share of clips that stop at each budget.
     """
     frames, size = map(str, shape)
     budgets = sorted(BUDGETS, reverse=True)
@@ -82,7 +155,7 @@ def measure(model: Path, clips: Path, folder: Path, shape: tuple[int, int], thre
         command = ["training.evaluate", "--token_budgets", "auto", *map(str, budgets), *EVALUATION]
         command += ["--model_name_or_path", str(folder), "--data", str(clips / "test.csv"), "--output_dir", str(said)]
         call([*command, "--num_frames", frames, "--size", size], log, threads)
-    names = [row["path"] for row in read_rows(clips / "test.csv")]
+    names = _names(clips)
     hits, metrics = read_hits(said / "predictions.csv"), json.loads((said / "metrics.json").read_text(encoding="utf-8"))
     calibrated = json.loads((folder / "auto_budgets_calibration.json").read_text(encoding="utf-8"))
     of_auto, record = metrics["auto"], {"auto_budgets": metrics["auto"]["auto_budgets"]}
@@ -101,7 +174,16 @@ def measure(model: Path, clips: Path, folder: Path, shape: tuple[int, int], thre
         "dense_gflops": of_auto["gflops_per_view_with_dense_embedding"],
         "shares": of_auto["shares"],
     }
+    ladder = BudgetLadder(**calibrated["auto_budgets"])
+    dense = ladder.mean_flops(flops, list(calibrated["shares"].values()), dense_embedding=True) / 1e9
+    moved = folder.with_name(f"{folder.name}_threshold")
+    record[THRESHOLD] = measure_threshold(folder, clips, moved, shape, dense, threads)
     return record
+
+
+def _names(clips: Path) -> list[str]:
+    """The test clips."""
+    return [row["path"] for row in read_rows(clips / "test.csv")]
 
 
 def _of_hits(hits: dict[str, bool], names: Sequence[str]) -> dict[str, Any]:
@@ -122,7 +204,7 @@ class Results:
         self.runs, self.clips = [record[way] for record in records], clips
 
     def hits(self, name: str) -> np.ndarray:
-        """(seeds, clips) of a budget, of "auto", of `FIXED`, or, as shares, of `RANDOM`."""
+        """(seeds, clips) of a budget, of "auto", of `THRESHOLD`, of `FIXED`, or, as shares, of `RANDOM`."""
         if name == RANDOM:
             return np.stack([self._expected(run) for run in self.runs])
         return np.stack([unpack(run[self._of(name, run)]["hits"], self.clips).astype(float) for run in self.runs])
@@ -142,10 +224,15 @@ class Results:
         name = "auto" if name == RANDOM else name
         return [100 * run[self._of(name, run)][kind] / run[str(TOKENS)][kind] for run in self.runs]
 
+    def against(self, name: str) -> list[str]:
+        """Lines that say by how much auto is better."""
+        groups = list(map(str, range(self.clips)))
+        return [f"auto - {name}: {paired_difference(self.hits('auto'), self.hits(name), groups)}", ""]
+
     def rows(self) -> Iterator[list[str]]:
         groups = list(map(str, range(self.clips)))
         most = self.hits(str(TOKENS))
-        for name in [*map(str, sorted(BUDGETS, reverse=True)), "auto", RANDOM, FIXED]:
+        for name in [*map(str, sorted(BUDGETS, reverse=True)), "auto", RANDOM, THRESHOLD, FIXED]:
             hits = self.hits(name)
             against = "" if name == str(TOKENS) else str(paired_difference(hits, most, groups))
             title = f"{name} tokens" if name.isdigit() else name
@@ -186,10 +273,9 @@ def report(records: Records, method: str) -> str:
         results = Results(kept, way, clips)
         shapes = {(run["auto_budgets"]["num_frames"], run["auto_budgets"]["size"]) for run in results.runs}
         clip = ", ".join(f"{frames} frames of {size}x{size}" for frames, size in sorted(shapes))
-        against = paired_difference(results.hits("auto"), results.hits(RANDOM), list(map(str, range(clips))))
         lines += [f"## {WAYS[way]}: {clip}", ""]
         header = ["", "top-1", f"- {TOKENS} tokens", "GFLOPs, %", "without dropped patches' embedding, %"]
-        lines += [*table(header, results.rows()), "", f"auto - {RANDOM}: {against}", ""]
+        lines += [*table(header, results.rows()), "", *results.against(RANDOM), *results.against(THRESHOLD)]
         header = ["seed", "stops at (test clips)", "thresholds", "temperatures", "validation", "test", "GFLOPs, %"]
         lines += [*table(header, results.ladder_rows(seeds)), ""]
     text = "\n".join(lines)
@@ -199,7 +285,8 @@ def report(records: Records, method: str) -> str:
 
 def settings_of(method: str) -> dict[str, Any]:
     """What all records share."""
-    return {"method": method, "clips": asdict(CLIPS), "token_budgets": BUDGETS, "tolerance": TOLERANCE}
+    about = {"method": method, "clips": asdict(CLIPS), "token_budgets": BUDGETS, "tolerance": TOLERANCE}
+    return {**about, "controls": [RANDOM, THRESHOLD, FIXED]}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -207,7 +294,7 @@ def main(arguments: list[str] | None = None) -> None:
     records = Records(args.results_dir, settings_of(args.method))
     if not args.report_only:
         clips = args.study_dir / NAME / "clips"
-        names = [row["path"] for row in read_rows(clips / "test.csv")]
+        names = _names(clips)
         records.put_clips(NAME, dict(zip(names, names, strict=True)))
         for seed in args.seeds:
             if records.get(NAME, args.method, seed) is not None:
