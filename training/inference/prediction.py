@@ -141,9 +141,7 @@ class Predictions:
     scores: Tensor  # (points, clips, num_labels, or what was kept) float32 on the CPU; NaN for a clip not decoded
     failures: list[tuple[str, str]]  # (name, reason) of those clips, in their order
     budgets: Tensor | None = None  # (clips,) int64: the last point's, where each clip has another
-    costs: Tensor | None = (
-        None  # (points, clips, 2) float32: tokens kept and multiply-adds of a view, where they differ
-    )
+    costs: Tensor | None = None  # (points, clips, 2): tokens kept and multiply-adds of a view, where clips differ
 
     @property
     def decoded(self) -> Tensor:
