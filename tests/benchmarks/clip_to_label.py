@@ -47,7 +47,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--files", nargs="+", choices=list(FILES), default=list(FILES))
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of the models; files are read by the CPU")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of the models; a CPU reads files")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     return parser.parse_args()
 

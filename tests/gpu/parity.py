@@ -52,7 +52,7 @@ def main() -> int:
         "CPU": compute(options.tiny, "cpu", torch.float32, "sdpa"),
     }
     rows, worst, ran = [], 0.0, 0
-    print("| dtype | attention | from float32 SDPA here | same tokens | from float32 on the CPU | same tokens | allowed |")
+    print("| dtype | attention | from float32, SDPA, here | same tokens | on the CPU | same tokens | allowed |")
     print(f"|---|---|{'---:|' * 5}")
     for dtype, allowed in TOLERANCES.items():
         for attention in ATTENTIONS:

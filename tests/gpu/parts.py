@@ -46,7 +46,7 @@ def budgets(tiny: bool) -> list[int]:
 
 
 def build(tiny: bool, **changes) -> FluxViTForVideoClassification:
-    """FluxViT-S, or a tiny one, with random weights of one seed that are whole in bfloat16; for evaluation, on the CPU."""
+    """FluxViT-S, or a tiny one, on the CPU, with random weights of one seed that are whole in bfloat16."""
     torch.manual_seed(0)
     fields = {**LIVELY, **(TINY if tiny else {}), "token_budgets": budgets(tiny), "num_labels": 10, **changes}
     config = FluxViTConfig.small(**{**fields, "token_budget": fields["token_budgets"][1]})

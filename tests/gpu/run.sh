@@ -7,10 +7,11 @@
 # OUT gets what each step printed, tests.xml and summary.json; the table is printed. Exit status 1 if a step failed or was
 # not run. --cpu tries every step itself, with a tiny model, on a machine without a GPU.
 #
-# A bare machine needs torch, torchvision, transformers, accelerate and pytest, and of this project nothing but the
-# checkout. What else it lacks (setup.cfg), av, decord, datasets and peft perhaps, it can be given as wheels, made elsewhere:
-#   pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 -d wheels av ...
-# and, there:
+# A bare machine needs the checkout, torch, torchvision, transformers, accelerate, peft and pytest. What else is imported
+# can be carried there as wheels, fetched for its Python:
+#   pip download -c constraints.txt --no-deps --only-binary=:all: --python-version 3.12 \
+#       --platform manylinux_2_28_x86_64 -d wheels av datasets dill multiprocess
+# and there:
 #   python3 -m pip install --no-index --no-deps --target site wheels/*.whl
 #   PYTHONPATH=$PWD/site tests/gpu/run.sh out
 set -u

@@ -41,7 +41,8 @@ def main(folder: Path, device: str) -> int:
     print(f"{summary['device'] or 'no GPU'}, {summary['date']}, {summary['versions']}\n")
     print("| step | status | seconds | last line |\n|---|---:|---:|---|")
     for step in summary["steps"]:
-        print(f"| {step['name']} | {step['status']} | {step['seconds']} | {step['last line']} |")
+        line = step["last line"].strip(" |").replace("|", "/")  # some end in a table of their own
+        print(f"| {step['name']} | {step['status']} | {step['seconds']} | {line} |")
     failed = [step for step in summary["steps"] if step["status"]]
     return 1 if failed or summary["device"] is None else 0
 

@@ -11,7 +11,6 @@ unbroken run's by `MAX_NOISE` of what successive steps' differ by, which other b
 
 import csv
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from training.study.motion_clips import MotionClipConfig, write_motion_clips
 
 
 REPOSITORY = Path(__file__).parents[2]
-MAX_NOISE = 0.2
+MAX_NOISE = 0.3
 WARM = 10  # steps that are not counted: kernels are chosen, workers start
 
 
@@ -48,7 +47,8 @@ def command(folder: Path, output_dir: Path, device: str, tiny: bool, steps: int)
     if device == "cuda":
         launch += ["--config_file", "training/accelerate_configs/single_gpu.yaml"]
     else:
-        launch += "--cpu --num_processes 1 --num_machines 1 --mixed_precision bf16 --dynamo_backend no".split()
+        launch += ["--cpu", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "bf16"]
+        launch += ["--dynamo_backend", "no"]
     shapes = "--sampling custom --frames 4 6 --sizes 56 70 --token_window 32 150" if tiny else "--sampling paper"
     flags = f"--data {folder / 'train.csv'} --config_name {folder / 'config.json'} --output_dir {output_dir} {shapes}"
     flags += f" --max_train_steps {steps} --checkpointing_steps {steps // 2} --eval_steps no --logging_steps 1"
@@ -134,7 +134,11 @@ def main() -> int:
         logs = {output: log_of(folder / output) for output in ("whole", "cut")}
         one, other = (load_file(folder / output / "model.safetensors") for output in ("whole", "cut"))
     whole, resumed = ([line["loss"] for line in logs[output]] for output in ("whole", "cut"))
-    found = {**speed(logs["whole"], batch, steps // 2, took), **compare(whole, resumed, steps // 2), "killed at": killed_at}
+    found = {
+        **speed(logs["whole"], batch, steps // 2, took),
+        **compare(whole, resumed, steps // 2),
+        "killed at": killed_at,
+    }
     found["equal weights"] = sum(torch.equal(one[key], other[key]) for key in one) / len(one)
     found["losses"] = {"whole": whole, "cut": resumed}
     exact = whole == resumed and found["equal weights"] == 1.0

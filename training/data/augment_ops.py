@@ -310,8 +310,11 @@ class _Warp:
         places = (rows * stride + columns)[:, None] + _told_to(device, steps).to(torch.int32)
         sums = F.embedding_bag(places, _pixel_table(frames), mode="sum", per_sample_weights=weights)
         sums = sums.clamp_(0, 255).view(*shape, 3, length)
-        for channel, level in enumerate(self.fill):  # to fill all at once by the mask would count it first
-            sums[..., channel, :].masked_fill_(outside[..., None], level)
+        if device.type == "cpu":
+            sums[outside] = torch.tensor(self.fill, dtype=torch.float32)[:, None]
+        else:  # a GPU would be asked how many there are
+            for channel, level in enumerate(self.fill):
+                sums[..., channel, :].masked_fill_(outside[..., None], level)
         out = torch.empty((length, *shape, 3), dtype=torch.uint8, device=device)
         for index, frame in enumerate(out):
             frame.copy_(sums[..., index])
