@@ -48,7 +48,8 @@ def main() -> int:
     said = "reached" if reached >= goal else "not reached"
     line = f"{options.what} of B: {reached:.1%} of {options.peak_tflops:g} TFLOP/s, goal {goal:.0%} {said}"
     if options.what == "forward":
-        line += ", " + ", ".join(f"{row['model']}: VideoMAE takes {row['VideoMAE']:.2f} of our time" for row in rows)
+        told = (f"{row['model']} {row['mfu']:.1%}, VideoMAE {row['VideoMAE']:.2f} of its time" for row in rows)
+        line += f"; {'; '.join(told)}"
     tell({"rows": rows, "goal": goal, "reached": reached >= goal}, line)
     return 0
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in at most 8 minutes; what matters most comes first: the tests marked `gpu`, the same
-# logits and tokens in every dtype, no waiting, compilation and graphs, a training run killed and resumed, then figures.
+# Everything that needs a GPU, in at most 8 minutes; what matters most comes first: the tests marked `gpu` (FSDP2 on one
+# among them), the same logits and tokens in every dtype, no waiting, a training run killed and resumed, compilation and
+# graphs, then figures.
 #
 #   tests/gpu/run.sh [--cpu] [OUT]      PYTHON names the interpreter, LIMIT the seconds, PEAK_TFLOPS the GPU's in bfloat16
 #
@@ -32,6 +33,7 @@ step() { # name, seconds at most, command ...
   local name=$1 most=$2 begin=$SECONDS code=124
   local left=$((end - SECONDS))
   shift 2
+  rm -f "$out/$name.txt" # of an earlier time
   if [ $left -gt 15 ]; then
     timeout -k 5 $((left < most ? left : most)) "$@" >"$out/$name.txt" 2>&1
     code=$?
