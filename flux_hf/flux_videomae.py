@@ -64,7 +64,8 @@ class FluxVideoMAE(FluxBackbone):
 
     def _table(self, model: VideoMAEModel, grid: tuple[int, int, int], like: Tensor) -> Tensor:
         native, table = native_clip(self.config).grid, model.embeddings.position_embeddings[0].detach()
-        return (table if grid == native else resize_position_table(table, native, grid)).to(like)[None]
+        table = table if grid == native else resize_position_table(table, native, grid)
+        return table.to(like, non_blocking=True)[None]  # the library keeps it on the CPU
 
     def from_library(self, weights, heads):
         renamed = super().from_library(weights, heads)

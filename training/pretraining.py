@@ -142,7 +142,8 @@ def renormalised(videos: Tensor, ours: FluxViTVideoProcessor, theirs: Any) -> Te
     )
     if torch.equal(mean, other_mean) and torch.equal(std, other_std):
         return videos
-    factor, offset = (values.to(videos) for values in (std / other_std, (mean - other_mean) / other_std))
+    scales = (std / other_std, (mean - other_mean) / other_std)
+    factor, offset = (values.to(videos, non_blocking=True) for values in scales)  # waits for no device
     return videos * factor + offset
 
 
@@ -227,9 +228,9 @@ class PretrainingTask(KeepsFailures):
         """As `ask`, or what the cache keeps of these views: of all processes or of none, where they ask together."""
         views = names_of(seeds, videos.shape[1], videos.shape[-1])
         told = self.cache.read(views)
-        missing = torch.tensor(int(told is None), device=videos.device)
+        missing = told is None
         if self.args.teacher.teacher_sharded:
-            missing = self.accelerator.reduce(missing, "sum")
+            missing = bool(self.accelerator.reduce(torch.tensor(int(missing), device=videos.device), "sum"))
         if missing:
             return self.cache.write(views, self.ask(videos))
         return told.to(videos.device)

@@ -25,6 +25,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--attention", default="sdpa")
     parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument(
         "--tf32", action="store_true", help="float32 matrix products in TF32, the patch embedding's too"
@@ -35,7 +36,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     options = parse_arguments()
     torch.backends.cuda.matmul.allow_tf32 = options.tf32
-    config = getattr(FluxViTConfig, options.model)(num_labels=400)
+    config = getattr(FluxViTConfig, options.model)(num_labels=400, num_hidden_layers=options.layers)
     model = FluxViTForVideoClassification._from_config(config, attn_implementation=options.attention)
     model = model.eval().to(options.device, getattr(torch, options.dtype))
     forward = torch.compile(model, fullgraph=True) if options.compile else model

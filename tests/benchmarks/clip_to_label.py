@@ -2,6 +2,7 @@
 """From an mp4 to a label: FluxViT-S in our pipeline beside VideoMAE of S width in the stock one.
 
     PYTHONPATH=. python tests/benchmarks/clip_to_label.py [--threads 1 2] [--budgets 1024 2048] [--rounds 5]
+        [--device cuda --dtype bfloat16]
 
 Two files, written here: 3 s of 320x240 and 10 s of 1920x1080, h264 at 30 frames a second. FluxViT reads 16 frames of
 224 pixels, from the whole clip; VideoMAE 16 of 224, 1568 tokens, once from the whole clip (`frame_sampling_rate`) and
@@ -45,6 +46,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--budgets", nargs="+", type=int, default=[1024, 2048])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--files", nargs="+", choices=list(FILES), default=list(FILES))
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of the models; a CPU reads files")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     return parser.parse_args()
 
 
@@ -66,9 +70,11 @@ def build(options: argparse.Namespace, num_frames: int) -> dict[str, tuple[Video
     torch.manual_seed(0)
     config = FluxViTConfig.small(num_labels=400, num_hidden_layers=options.layers)
     ours = FluxViTForVideoClassification._from_config(config, attn_implementation="sdpa").eval()
+    place = {"device": options.device, "dtype": getattr(torch, options.dtype)}
     classify = pipeline(
         "video-classification",
-        model=ours,
+        model=ours.to(place["dtype"]),
+        **place,
         video_processor=FluxViTVideoProcessor(),
         pipeline_class=FluxViTVideoClassificationPipeline,
     )
@@ -76,7 +82,12 @@ def build(options: argparse.Namespace, num_frames: int) -> dict[str, tuple[Video
     videomae = VideoMAEForVideoClassification._from_config(
         VideoMAEConfig(**sizes, num_hidden_layers=options.layers), attn_implementation="sdpa"
     ).eval()
-    stock = pipeline("video-classification", model=videomae, image_processor=VideoMAEImageProcessor())
+    stock = pipeline(
+        "video-classification",
+        model=videomae.to(place["dtype"]),
+        image_processor=VideoMAEImageProcessor(),
+        **place,
+    )
     return {
         **{f"ours, {n} tokens": (classify, {"token_budget": n, "num_frames": 16}) for n in options.budgets},
         "VideoMAE, whole clip": (stock, {"frame_sampling_rate": num_frames // 16}),
@@ -101,11 +112,13 @@ def measure(pipelines: dict, path: Path, rounds: int) -> dict[str, list[tuple[fl
 
 def main() -> None:
     options = parse_arguments()
-    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {platform.machine()}\n")
+    where = torch.cuda.get_device_name() if options.device == "cuda" else platform.machine()
+    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {where}, {options.dtype}\n")
     print("| file | threads | way | clips/s | of VideoMAE, whole clip | decoding, ms | model, ms |")
     print("|---|---:|---|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:
-        for title, shape in FILES.items():
+        for title in options.files:
+            shape = FILES[title]
             path = Path(folder) / "clip.mp4"
             write_clip(path, *shape)
             pipelines = build(options, shape[2])

@@ -1,7 +1,8 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
 """What a Flux-Multi step costs against three separate passes, in time and peak memory.
 
-    python tests/benchmarks/flux_multi_step.py [--rounds 3] [--batch_size 1] [--device cpu|cuda] [--bf16] [--compile]
+    python tests/benchmarks/flux_multi_step.py [--rounds 3] [--batch_size 1] [--ways "in turn"] [--device cpu|cuda]
+        [--bf16] [--compile]
 
 "in turn": `FluxMulti`, embedding, positions and scores once for the three budgets, the library's attention (SDPA),
 each budget's backward pass before the next is computed. "joint": the same with one backward pass for all. "separate":
@@ -92,11 +93,11 @@ def peak_memory(way: str, args: argparse.Namespace) -> float:
         torch.cuda.reset_peak_memory_stats()
         step(objective, way, *data, args.bf16)
         return torch.cuda.max_memory_allocated() / 2**30
-    command = [sys.executable, *sys.argv, "--only", way]
+    command = [sys.executable, __file__, *args.words, "--only", way]
     return float(subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ).stdout)
 
 
-def main() -> None:
+def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="small", choices=["small", "base"])
     parser.add_argument("--layers", type=int, default=12)
@@ -104,35 +105,51 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--num_frames", type=int, default=12)
     parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--peak_tflops", type=float, help="of the device, for MFU")
     parser.add_argument("--only", choices=WAYS, help="one step this way; prints the process's peak memory in GiB")
-    args = parser.parse_args()
+    words = sys.argv[1:] if words is None else words
+    return argparse.Namespace(**vars(parser.parse_args(words)), words=words)
+
+
+def run(args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Prints the table; returns each way's figures."""
+    memory = {way: peak_memory(way, args) for way in args.ways}
+    data = inputs(args)
+    objectives = {way: build(way, args) for way in args.ways}
+    for way in args.ways:  # warm up
+        step(objectives[way], way, *data, args.bf16)
+    seconds: dict[str, list[float]] = {way: [] for way in args.ways}
+    for _ in range(args.rounds):
+        for way in args.ways:
+            seconds[way].append(timed(objectives[way], way, *data, args.bf16))
+    median = {way: statistics.median(seconds[way]) for way in args.ways}
+    model = objectives[args.ways[0]].model
+    flops = 3 * 2 * args.batch_size * sum(model.flops(args.num_frames, args.size, budget) for budget in BUDGETS)
+    print(f"{args.model}, batch {args.batch_size} of {args.num_frames}x{args.size}, budgets {BUDGETS}, {args.device}")
+    print(f"{'way':>15} {'seconds':>9} {'of separate':>12} {'peak GiB':>9} {'TFLOP/s':>8} {'MFU':>6}")
+    found = {}
+    for way in args.ways:
+        rate = flops / median[way] / 1e12
+        found[way] = {"seconds": median[way], "peak_gib": memory[way], "tflops": rate}
+        if args.peak_tflops:
+            found[way]["mfu"] = rate / args.peak_tflops
+        mfu = f"{found[way]['mfu']:.1%}" if args.peak_tflops else "-"
+        share = f"{median[way] / median['separate']:.2f}" if "separate" in median else "-"
+        print(f"{way:>15} {median[way]:>9.3f} {share:>12} {memory[way]:>9.2f} {rate:>8.2f} {mfu:>6}", flush=True)
+    return found
+
+
+def main() -> None:
+    args = parse_arguments()
     if args.only:
         step(build(args.only, args), args.only, *inputs(args), args.bf16)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
         return
-    memory = {way: peak_memory(way, args) for way in WAYS}
-    data = inputs(args)
-    objectives = {way: build(way, args) for way in WAYS}
-    for way in WAYS:  # warm up
-        step(objectives[way], way, *data, args.bf16)
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    for _ in range(args.rounds):
-        for way in WAYS:
-            seconds[way].append(timed(objectives[way], way, *data, args.bf16))
-    median = {way: statistics.median(seconds[way]) for way in WAYS}
-    model = objectives["in turn"].model
-    flops = 3 * 2 * args.batch_size * sum(model.flops(args.num_frames, args.size, budget) for budget in BUDGETS)
-    print(f"{args.model}, batch {args.batch_size} of {args.num_frames}x{args.size}, budgets {BUDGETS}, {args.device}")
-    print(f"{'way':>15} {'seconds':>9} {'of separate':>12} {'peak GiB':>9} {'TFLOP/s':>8} {'MFU':>6}")
-    for way in WAYS:
-        rate = flops / median[way] / 1e12
-        mfu = f"{rate / args.peak_tflops:.1%}" if args.peak_tflops else "-"
-        share = median[way] / median["separate"]
-        print(f"{way:>15} {median[way]:>9.3f} {share:>12.2f} {memory[way]:>9.2f} {rate:>8.2f} {mfu:>6}")
+    run(args)
 
 
 if __name__ == "__main__":

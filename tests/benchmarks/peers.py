@@ -2,7 +2,8 @@
 """Time of a forward pass of FluxViT beside its peers of equal width and tokens, and beside its matrix products'.
 
     PYTHONPATH=. python tests/benchmarks/peers.py [--models small base] [--cases 8x224:2048 16x252:512]
-        [--batch_sizes 1 8] [--compile] [--profile] [--device cuda --dtype bfloat16 --peak_tflops N]
+        [--batch_sizes 1 8] [--ways VideoMAE] [--compile [layers]] [--profile]
+        [--device cuda --dtype bfloat16 --peak_tflops N]
 
 "official way": what the official code computes, step by step (`plain_fluxvit.py`), with attention written out or SDPA;
 its logits are compared with ours first. VideoMAE and V-JEPA 2 are transformers' own classifiers with SDPA, of
@@ -60,20 +61,24 @@ class Case:
 CASES = ["12x224:3072", "8x224:2048", "16x224:1024", "16x252:512"]
 
 
-def parse_arguments() -> argparse.Namespace:
+WAYS = ["official way", "official way, SDPA", "VideoMAE", "V-JEPA 2"]
+
+
+def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=("small", "base"), default=["small", "base"])
     parser.add_argument("--cases", nargs="+", type=Case.parse, default=[Case.parse(text) for text in CASES])
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--compile", action="store_true", help="the models, whole")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="beside ours")
+    parser.add_argument("--compile", nargs="?", choices=["whole", "layers"], const="whole", help="the models")
     parser.add_argument("--profile", action="store_true", help="the ten longest operations of ours and VideoMAE")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--peak_tflops", type=float, help="of the device: MFU beside")
     parser.add_argument("--processor_time", action="store_true", help="of all threads, where the machine is shared")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def peer_sizes(config: FluxViTConfig) -> dict[str, int]:
@@ -120,16 +125,27 @@ def ways_of(
         "official way, SDPA": PlainFluxViT(ours, sdpa),
     }
     models = {OURS: ours, **plain, **build_peers(ours.config, frames, options)}
+    models = {name: model for name, model in models.items() if name in (OURS, *options.ways)}
     if options.dtype == "float32":
         with torch.inference_mode():
             expected = ours(videos, token_budget=case.budget).logits
-            for model in plain.values():
-                torch.testing.assert_close(model(videos, case.budget), expected, rtol=1e-4, atol=1e-4)
-    if options.compile:
+            for name in plain.keys() & models.keys():
+                torch.testing.assert_close(models[name](videos, case.budget), expected, rtol=1e-4, atol=1e-4)
+    if options.compile == "whole":
         models = {name: torch.compile(model) for name, model in models.items()}
+    elif options.compile == "layers":
+        for name in models.keys() - plain.keys():
+            compile_layers(models[name], options.layers)
     ways = {name: lambda model=model, given=theirs: model(given) for name, model in models.items() if name not in plain}
     ways[OURS] = lambda: models[OURS](videos, token_budget=case.budget)
-    return ways | {name: lambda model=models[name]: model(videos, case.budget) for name in plain}
+    return ways | {name: lambda model=models[name]: model(videos, case.budget) for name in plain if name in models}
+
+
+def compile_layers(model: nn.Module, layers: int) -> None:
+    """The encoder's, each in place: the first list of so many. The official way has none of its own to compile."""
+    lists = (part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == layers)
+    for layer in next(lists):
+        layer.compile()
 
 
 def linear_way(
@@ -164,51 +180,55 @@ def measure(ways: dict[str, Callable], options: argparse.Namespace) -> dict[str,
 def print_profile(ways: dict[str, Callable], on_gpu: bool) -> None:
     by = f"self_{'device' if on_gpu else 'cpu'}_time_total"
     for name in (OURS, "VideoMAE"):
+        if name not in ways:
+            continue
         with torch.inference_mode(), torch.profiler.profile() as profile:
             ways[name]()
         print(f"\n{name}\n{profile.key_averages().table(sort_by=by, row_limit=10, max_name_column_width=40)}")
 
 
-def main() -> None:
-    options = parse_arguments()
+def run(options: argparse.Namespace) -> list[dict[str, float | str]]:
+    """Prints the table; returns its rows' figures."""
     cpu = f"{platform.machine()}, {torch.get_num_threads()} threads"
     where = torch.cuda.get_device_name() if options.device == "cuda" else cpu
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, {where}, {options.dtype}")
-    names = ["official way", "official way, SDPA", "VideoMAE", "V-JEPA 2"]
-    head = ["model", "clip", "tokens", "batch", "ours, ms", *(f"{name} / ours" for name in names), "of the ceiling"]
-    head += ["MFU"] if options.peak_tflops else []
+    head = ["model", "clip", "tokens", "batch", "ours, ms", *(f"{name} / ours" for name in options.ways)]
+    head += ["of the ceiling", *(["MFU"] if options.peak_tflops else [])]
     print(f"\n| {' | '.join(head)} |\n|{'---|' * 2}{'---:|' * (len(head) - 2)}")
+    rows = []
     for model in options.models:
         ours = build(model, options)
         for case in options.cases:
             for batch in options.batch_sizes:
-                print_row(ours, model, case, batch, names, options)
+                rows.append(print_row(ours, model, case, batch, options))
+    return rows
 
 
 def print_row(
-    ours: FluxViTForVideoClassification,
-    model: str,
-    case: Case,
-    batch: int,
-    names: list[str],
-    options: argparse.Namespace,
-) -> None:
+    ours: FluxViTForVideoClassification, model: str, case: Case, batch: int, options: argparse.Namespace
+) -> dict[str, float | str]:
     config = ours.config
     ways = ways_of(ours, case, batch, options)
     times = measure({**ways, "linear": linear_way(config, case, batch, options)}, options)
-    ratios = [statistics.median(t / o for t, o in zip(times[name], times[OURS], strict=True)) for name in names]
+    ratios = {
+        name: statistics.median(t / o for t, o in zip(times[name], times[OURS], strict=True)) for name in options.ways
+    }
     flops = batch * ours.flops(case.num_frames, case.size, case.budget, dense_embedding=True)
     of_linear = batch * (case.budget + 1) * config.hidden_size * config.intermediate_size
     rounds = zip(times["linear"], times[OURS], strict=True)
     ceiling = statistics.median(flops / of_linear * linear / taken for linear, taken in rounds)
     seconds = statistics.median(times[OURS])
+    row = {"model": model, "tokens": case.budget, "batch": batch, "ms": seconds * 1e3, **ratios, "ceiling": ceiling}
     cells = [model, f"{case.num_frames}x{case.size}", f"{case.budget}", f"{batch}", f"{seconds * 1e3:.1f}"]
-    cells += [*(f"{ratio:.2f}" for ratio in ratios), f"{ceiling:.0%}"]
-    cells += [f"{2 * flops / seconds / 1e12 / options.peak_tflops:.1%}"] if options.peak_tflops else []
+    cells += [*(f"{ratio:.2f}" for ratio in ratios.values()), f"{ceiling:.0%}"]
+    if options.peak_tflops:
+        row["mfu"] = 2 * flops / seconds / 1e12 / options.peak_tflops
+        cells += [f"{row['mfu']:.1%}"]
     print(f"| {' | '.join(cells)} |", flush=True)
     if options.profile:
         print_profile(ways, options.device == "cuda")
+    return row
 
 
 if __name__ == "__main__":
-    main()
+    run(parse_arguments())

@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("--clips", nargs="+", type=int, default=[16, 8], help="of a process's batch, before copies")
     parser.add_argument("--precisions", nargs="+", default=["float32", "bf16"], choices=["float32", "bf16"])
     parser.add_argument("--num_labels", type=int, default=400)
+    parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--device", choices=["cuda"], help="measure there too")
     options = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if options.device else 'computed only'}; GiB")
@@ -140,7 +141,7 @@ def main() -> None:
         args = parse_arguments(words)
         copies, budgets = args.augmentation.num_sample, args.objective.token_budgets
         for model in options.models:
-            more = {"num_labels": options.num_labels, "token_budgets": budgets}
+            more = {"num_labels": options.num_labels, "token_budgets": budgets, "num_hidden_layers": options.layers}
             config = getattr(FluxViTConfig, model)(drop_path_rate=args.model.drop_path_rate, **more)
             shape = max(clip_shapes(args.sampling, config), key=lambda shape: shape.num_frames * shape.size**2)
             for precision in options.precisions:

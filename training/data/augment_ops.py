@@ -3,6 +3,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -150,7 +151,7 @@ def _statistical_table(op: Op, levels: Tensor, counts: Tensor) -> Tensor:
     """(T, 3, 256), or (T, 1, 256) for all channels: new levels by operations that look at histograms (T, 3, 256)."""
     if op.name == "Contrast":
         means = (counts * levels).sum(-1).double() / counts.sum(-1)
-        grey = (means * torch.tensor(_LUMA, device=counts.device)).sum(-1) / 65536
+        grey = (means * _told_to(counts.device, _LUMA)).sum(-1) / 65536
         base = (grey + 0.5).floor().to(torch.float32).view(-1, 1, 1)
         return _blend(base, levels.to(torch.float32), op.value).long()
     present = counts > 0
@@ -178,8 +179,15 @@ def _histograms(frames: Tensor) -> Tensor:
     if frames.device.type == "cpu":  # Pillow counts four times as fast as torch
         counts = [PIL.Image.fromarray(frame).histogram() for frame in frames.numpy()]
         return torch.from_numpy(np.array(counts)).view(length, 3, 256)
-    offsets = torch.arange(0, length * 768, 256, dtype=torch.int32, device=frames.device).view(length, 1, 1, 3)
-    return torch.bincount((frames + offsets).view(-1), minlength=length * 768).view(length, 3, 256)
+    offsets = torch.arange(0, length * 768, 256, device=frames.device).view(length, 1, 1, 3)
+    places = (frames + offsets).view(-1)
+    counts = torch.zeros(length * 768, dtype=torch.int64, device=frames.device)  # bincount would look for the largest
+    return counts.scatter_add_(0, places, torch.ones_like(places)).view(length, 3, 256)
+
+
+def _told_to(device: torch.device, numbers: Sequence[int]) -> Tensor:
+    """Numbers as int64 on a device, which is not waited for."""
+    return torch.tensor(numbers).to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -299,10 +307,14 @@ class _Warp:
             torch.mul(weight_y, weight_x, out=weights[:, index])
         stride = source.width + 2 * _BORDER
         steps = [row * stride + column for row in range(len(weights_y)) for column in range(len(weights_x))]
-        places = (rows * stride + columns)[:, None] + torch.tensor(steps, dtype=torch.int32, device=device)
+        places = (rows * stride + columns)[:, None] + _told_to(device, steps).to(torch.int32)
         sums = F.embedding_bag(places, _pixel_table(frames), mode="sum", per_sample_weights=weights)
         sums = sums.clamp_(0, 255).view(*shape, 3, length)
-        sums[outside] = torch.tensor(self.fill, dtype=torch.float32, device=device)[:, None]
+        if device.type == "cpu":
+            sums[outside] = torch.tensor(self.fill, dtype=torch.float32)[:, None]
+        else:  # a GPU would be asked how many there are
+            for channel, level in enumerate(self.fill):
+                sums[..., channel, :].masked_fill_(outside[..., None], level)
         out = torch.empty((length, *shape, 3), dtype=torch.uint8, device=device)
         for index, frame in enumerate(out):
             frame.copy_(sums[..., index])

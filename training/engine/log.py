@@ -4,6 +4,7 @@
 import json
 import math
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def rewind_log(output_dir: Path, step: int) -> None:
 
 
 class Meter:
-    """Loss and speed since the last report."""
+    """Loss, speed, and the share of time that the loader was waited for, since the last report."""
 
     def __init__(self, accelerator: Accelerator, output_dir: Path):
         self.accelerator, self.output_dir = accelerator, output_dir
@@ -47,7 +48,15 @@ class Meter:
 
     def _reset(self) -> None:
         self.losses: list[Tensor] = []
-        self.samples, self.start = 0, time.perf_counter()
+        self.samples, self.waited, self.start = 0, 0.0, time.perf_counter()
+
+    def timed(self, loader: Iterable[Any]) -> Iterator[Any]:
+        """The loader's batches; counts how long each is waited for."""
+        start = time.perf_counter()
+        for batch in loader:
+            self.waited += time.perf_counter() - start
+            yield batch
+            start = time.perf_counter()
 
     def add(self, loss: Tensor, samples: int) -> None:
         self.losses.append(loss)
@@ -56,8 +65,10 @@ class Meter:
     def report(self, step: int, learning_rate: float) -> dict[str, str]:
         """Logs the mean loss and the speed over all processes, and returns them for a progress bar (collective)."""
         loss = self.accelerator.reduce(torch.stack(self.losses).mean(), "mean").item()
-        speed = self.samples * self.accelerator.num_processes / (time.perf_counter() - self.start)
+        taken = time.perf_counter() - self.start
+        speed = self.samples * self.accelerator.num_processes / taken
         line = {"loss": loss, "learning_rate": learning_rate, "clips_per_second": round(speed, 2)}
+        line["waiting_for_data"] = round(self.waited / taken, 3)
         write_log(self.accelerator, self.output_dir, {"step": step, **line})
         self._reset()
         return {"loss": f"{loss:.4f}", "lr": f"{learning_rate:.2e}", "clips_per_second": f"{speed:.1f}"}

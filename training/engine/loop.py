@@ -123,7 +123,7 @@ def train(run: Run) -> None:
     meter = Meter(run.accelerator, run.output_dir)
     while progress.step < run.total_steps:
         batches.order.set_epoch(progress.epoch, skip_batches=progress.batch)
-        for batch in batches.loader:
+        for batch in meter.timed(batches.loader):
             progress.batch += 1
             meter.add(training_step(run, batch), _batch_size(batch))
             if not run.accelerator.sync_gradients:
