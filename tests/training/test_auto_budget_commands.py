@@ -20,6 +20,7 @@ from training.inference.calibration import Wanted, calibrate, fit_temperature
 from training.inference.points import EvalPoint
 from training.study.auto_budget import FIXED, RANDOM, THRESHOLD, Results, report, settings_of, threshold_at_cost
 from training.study.auto_budget import main as run_study
+from training.study.auto_budget import parse_arguments as parse_study
 from training.study.design import new_model
 from training.study.records import Records, pack
 from training.study.tasks import make_generator_task
@@ -369,7 +370,10 @@ def test_the_threshold_at_a_cost():
 def test_the_published_table_is_that_of_the_published_records(tmp_path):
     published = Path(__file__).parents[2] / "training" / "study" / "results" / "auto_budget"
     shutil.copytree(published, tmp_path / "copy")
-    records = Records(tmp_path / "copy", settings_of("multi"))
+    records = Records(
+        tmp_path / "copy",
+        settings_of("multi", parse_study(["--study_dir", "s", "--output_dir", "o"]).calibration_clips),
+    )
     assert report(records, "multi") == (published / "results.md").read_text(encoding="utf-8")
 
 
@@ -386,11 +390,14 @@ def test_the_study_of_a_model(tmp_path, capsys):
     FluxViTVideoProcessor(num_frames=8, size=42, patch_size=7).save_pretrained(folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     given = ["--study_dir", str(tmp_path / "study"), "--output_dir", str(tmp_path / "out"), "--seeds", "0"]
+    given += ["--calibration_clips", "20"]
     run_study(given)
     text = (tmp_path / "out" / "results" / "results.md").read_text()
     assert text in capsys.readouterr().out and "## TO: 16 frames of 42x42" in text
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    moved = Records(tmp_path / "out" / "results", settings_of("multi")).get("generator", "multi", 0)["to"][THRESHOLD]
+    record = Records(tmp_path / "out" / "results", settings_of("multi", 20)).get("generator", "multi", 0)
+    assert sum(record["to"]["validation"]["shares"].values()) == pytest.approx(1)
+    moved = record["to"][THRESHOLD]
     assert 1 <= moved["kept_tokens"] <= 144 and moved["gflops"] < moved["dense_gflops"]
     run_study(given)  # what is there is not done again
     assert (tmp_path / "out" / "results" / "results.md").read_text() == text

@@ -33,20 +33,12 @@ from .design import CLIPS, ENCODERS, METHODS, MODEL_CONFIGS, RECIPES
 from .records import Records
 from .report import report
 from .runs import Options, do_all
-from .tasks import make_generator_task, make_real_tasks
+from .tasks import count, make_generator_task, make_real_tasks
 
 
 NUM_CLIPS = (3200, 480, 960)
 # To test the code: all of it, at a size that proves nothing.
 QUICK = {"num_clips": (32, 16, 24), "share": 0.001, "num_folds": 2, "max_clips": 24, "seeds": (0,)}
-
-
-def count(text: str) -> int:
-    """A flag's whole number of at least 1; for argparse, which names flag and value."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

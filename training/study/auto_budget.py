@@ -3,19 +3,22 @@
 
     python -m training.study.auto_budget --study_dir study_output --output_dir auto_output
 
-Of each seed's model a copy is calibrated by `training.optimize_tokens --auto`, on the validation clips alone: on the
-clip that it was trained on ("direct"), and on the one that token optimization chose for all tokens ("TO"). Each is then
-measured on the test clips by `training.evaluate --token_budgets auto`. Beside it stands what the same copy would get if
-as many clips stopped at each budget, but drawn at random: what is gained over that, the confidence gains. And what it
-gets if each clip keeps the patches that moved more than a threshold, one at which that costs as much on the validation
-clips: whether how much moves says how many tokens a clip needs. Seeds that --results_dir holds are not done again.
+Of each seed's model a copy is calibrated by `training.optimize_tokens --auto`, on validation clips alone: on the clip
+that it was trained on ("direct"), and on the one that token optimization chose for all tokens ("TO"). There are more
+validation clips than the study has, which they begin with: half a point is less than 480 clips can tell.
+
+Each copy is then measured on the test clips by `training.evaluate --token_budgets auto`. Beside it stands what it would
+get if as many clips stopped at each budget, but drawn at random: what is gained over that, the confidence gains. And
+what it gets if each clip keeps the patches that moved more than a threshold, one at which that costs as much on the
+validation clips: whether how much moves says how many tokens a clip needs. Seeds that --results_dir holds are not done
+again.
 """
 
 import argparse
 import json
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,7 @@ from .intervals import paired_difference
 from .records import Records, machine, pack, read_hits, unpack
 from .report import spread, table
 from .runs import EVALUATION, call
-from .tasks import read_rows
+from .tasks import count, have_clips, read_rows
 
 
 NAME = "generator"  # the clips'
@@ -50,7 +53,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--results_dir", type=Path, help="what they got right, and tables; OUTPUT_DIR/results")
     parser.add_argument("--method", choices=METHODS, default="multi")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--calibration_clips", type=count, default=1920, help="of the generator's validation clips")
+    parser.add_argument("--threads", type=count, default=1)
     parser.add_argument("--report_only", action="store_true", help="only tables of what was done")
     args = parser.parse_args(arguments)
     args.results_dir = (args.results_dir or args.output_dir / "results").absolute()
@@ -63,15 +67,26 @@ def shapes_of(model: Path) -> dict[str, tuple[int, int]]:
     return {"direct": (NUM_FRAMES, SIZE), "to": tuple(plan[str(TOKENS)])}
 
 
+@dataclass(frozen=True)
+class Tables:
+    """Lists of clips: those that choose, and those that are measured."""
+
+    validation: Path
+    test: Path
+
+    def test_names(self) -> list[str]:
+        return [row["path"] for row in read_rows(self.test)]
+
+
 @torch.no_grad()
-def movements(checkpoint: Path, clips: Path, shape: tuple[int, int]) -> torch.Tensor:
-    """How far every patch of clips moved, as the threshold selector has it: (clips of val.csv, patches)."""
+def movements(checkpoint: Path, table: Path, shape: tuple[int, int]) -> torch.Tensor:
+    """How far every patch of listed clips moved, as the threshold selector has it: (clips, patches)."""
     model = load_classifier(str(checkpoint)).eval()
     processor, selector = load_processor(str(checkpoint), model.config), TOKEN_SELECTORS["threshold"]
     frames, size = shape
     moved = []
-    for row in read_rows(clips / "val.csv"):
-        views = processor(str(clips / row["path"]), num_frames=frames, size=size, return_tensors="pt")
+    for row in read_rows(table):
+        views = processor(str(table.parent / row["path"]), num_frames=frames, size=size, return_tensors="pt")
         patches, _ = model.embed(views["pixel_values_videos"])
         moved.append(selector.scores(patches, 1).flatten())
     return torch.stack(moved)
@@ -97,12 +112,12 @@ def threshold_at_cost(moved: torch.Tensor, shape: tuple[int, int], gflops: float
 
 
 def measure_threshold(
-    copy: Path, clips: Path, folder: Path, shape: tuple[int, int], gflops: float, threads: int
+    copy: Path, tables: Tables, folder: Path, shape: tuple[int, int], gflops: float, threads: int
 ) -> dict[str, Any]:
     """What a calibrated copy gets by the threshold selector at a cost.
 
     Args:
-        copy, clips, shape, threads: As in `measure`.
+        copy, tables, shape, threads: As in `measure`.
         folder: For what the evaluation says.
         gflops: Of a view on average, on the validation clips.
 
@@ -111,17 +126,17 @@ def measure_threshold(
     """
     point = EvalPoint(*shape, TOKENS)
     if not (folder / "metrics.json").exists():
-        threshold = threshold_at_cost(movements(copy, clips, shape), shape, gflops)
+        threshold = threshold_at_cost(movements(copy, tables.validation, shape), shape, gflops)
         command = ["training.evaluate", "--points", str(point), *EVALUATION, "--model_name_or_path", str(copy)]
         command += ["--token_selection", "threshold", "--token_threshold", repr(threshold)]
-        command += ["--data", str(clips / "test.csv"), "--output_dir", str(folder)]
+        command += ["--data", str(tables.test), "--output_dir", str(folder)]
         call(command, folder.with_name(f"{folder.name}.log"), threads)
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     [found], model = metrics["points"], new_model()
     patches, kept = point.dense_tokens(model.config), found["kept_tokens"]
     a_patch = (model.flops(*shape, 1, dense_embedding=True) - model.flops(*shape, 1)) / (patches - 1) / 1e9
     return {
-        **_of_hits(read_hits(folder / "predictions.csv")[str(point)], _names(clips)),
+        **_of_hits(read_hits(folder / "predictions.csv")[str(point)], tables.test_names()),
         "gflops": found["gflops_per_view"],
         "dense_gflops": found["gflops_per_view"] + (patches - kept) * a_patch,
         "threshold": metrics["token_threshold"],
@@ -129,12 +144,12 @@ def measure_threshold(
     }
 
 
-def measure(model: Path, clips: Path, folder: Path, shape: tuple[int, int], threads: int) -> dict[str, Any]:
+def measure(model: Path, tables: Tables, folder: Path, shape: tuple[int, int], threads: int) -> dict[str, Any]:
     """Calibrates a copy of a model on a clip shape, and measures it.
 
     Args:
         model: The checkpoint; is only read.
-        clips: Folder of val.csv and test.csv.
+        tables: The clips.
         folder: Where the copy goes, and beside it what it says.
         shape: Frames and size.
         threads: Of a process.
@@ -149,13 +164,13 @@ def measure(model: Path, clips: Path, folder: Path, shape: tuple[int, int], thre
     folder.parent.mkdir(parents=True, exist_ok=True)
     if not folder.exists():
         command = ["training.optimize_tokens", "--auto", "--auto_tolerance", str(TOLERANCE), *EVALUATION]
-        command += ["--model_name_or_path", str(model), "--data", str(clips / "val.csv"), "--output_dir", str(folder)]
+        command += ["--model_name_or_path", str(model), "--data", str(tables.validation), "--output_dir", str(folder)]
         call([*command, "--token_budgets", *map(str, budgets), "--frames", frames, "--sizes", size], log, threads)
     if not (said / "metrics.json").exists():
         command = ["training.evaluate", "--token_budgets", "auto", *map(str, budgets), *EVALUATION]
-        command += ["--model_name_or_path", str(folder), "--data", str(clips / "test.csv"), "--output_dir", str(said)]
+        command += ["--model_name_or_path", str(folder), "--data", str(tables.test), "--output_dir", str(said)]
         call([*command, "--num_frames", frames, "--size", size], log, threads)
-    names = _names(clips)
+    names = tables.test_names()
     hits, metrics = read_hits(said / "predictions.csv"), json.loads((said / "metrics.json").read_text(encoding="utf-8"))
     calibrated = json.loads((folder / "auto_budgets_calibration.json").read_text(encoding="utf-8"))
     of_auto, record = metrics["auto"], {"auto_budgets": metrics["auto"]["auto_budgets"]}
@@ -177,13 +192,8 @@ def measure(model: Path, clips: Path, folder: Path, shape: tuple[int, int], thre
     ladder = BudgetLadder(**calibrated["auto_budgets"])
     dense = ladder.mean_flops(flops, list(calibrated["shares"].values()), dense_embedding=True) / 1e9
     moved = folder.with_name(f"{folder.name}_threshold")
-    record[THRESHOLD] = measure_threshold(folder, clips, moved, shape, dense, threads)
+    record[THRESHOLD] = measure_threshold(folder, tables, moved, shape, dense, threads)
     return record
-
-
-def _names(clips: Path) -> list[str]:
-    """The test clips."""
-    return [row["path"] for row in read_rows(clips / "test.csv")]
 
 
 def _of_hits(hits: dict[str, bool], names: Sequence[str]) -> dict[str, Any]:
@@ -283,18 +293,19 @@ def report(records: Records, method: str) -> str:
     return text
 
 
-def settings_of(method: str) -> dict[str, Any]:
+def settings_of(method: str, calibration_clips: int) -> dict[str, Any]:
     """What all records share."""
     about = {"method": method, "clips": asdict(CLIPS), "token_budgets": BUDGETS, "tolerance": TOLERANCE}
-    return {**about, "controls": [RANDOM, THRESHOLD, FIXED]}
+    return {**about, "controls": [RANDOM, THRESHOLD, FIXED], "calibration_clips": calibration_clips}
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
-    records = Records(args.results_dir, settings_of(args.method))
+    records = Records(args.results_dir, settings_of(args.method, args.calibration_clips))
     if not args.report_only:
-        clips = args.study_dir / NAME / "clips"
-        names = _names(clips)
+        validation = have_clips(args.output_dir / "clips", "val", args.calibration_clips)
+        tables = Tables(validation, args.study_dir / NAME / "clips" / "test.csv")
+        names = tables.test_names()
         records.put_clips(NAME, dict(zip(names, names, strict=True)))
         for seed in args.seeds:
             if records.get(NAME, args.method, seed) is not None:
@@ -303,7 +314,7 @@ def main(arguments: list[str] | None = None) -> None:
             record = {"machine": machine(args.threads)}
             for way, shape in shapes_of(model).items():
                 folder = args.output_dir / f"{args.method}_seed{seed}" / way
-                record[way] = measure(model, clips, folder, shape, args.threads)
+                record[way] = measure(model, tables, folder, shape, args.threads)
             records.put(NAME, args.method, seed, record)
     print(report(records, args.method))
 

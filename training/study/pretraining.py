@@ -26,13 +26,13 @@ from flux_hf.checkpoint_files import write_csv, write_json, write_text
 
 from ..arguments import read_recipe
 from ..pretrain_arguments import PretrainArguments
-from .__main__ import NUM_CLIPS, count
+from .__main__ import NUM_CLIPS
 from .design import BUDGETS, MODEL_CONFIGS, TOKENS, WAYS, merged_recipe, points_of, with_steps
 from .intervals import paired_difference
 from .records import Records, machine, pack, unpack
 from .report import spread, table
 from .runs import Options, Run, evaluate, search, train, train_by
-from .tasks import Fold, Task, make_generator_task, read_rows
+from .tasks import Fold, Task, count, make_generator_task, read_rows
 
 
 STARTS = {"scratch": "from scratch", "fixed": "fixed-grid pretraining", "flux": "Flux pretraining"}

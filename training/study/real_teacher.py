@@ -21,14 +21,14 @@ from flux_hf.checkpoint_files import write_csv, write_json
 
 from ..arguments import read_recipe
 from ..pretrain_arguments import PretrainArguments
-from .__main__ import count, settings_of
 from .__main__ import parse_arguments as parse_study
+from .__main__ import settings_of
 from .design import MODEL_CONFIGS, with_steps
 from .pretraining import PRETRAINING
 from .records import Records
 from .report import report
 from .runs import Options, do_all, train_by
-from .tasks import Task, make_generator_task, make_real_tasks, read_rows
+from .tasks import Task, count, make_generator_task, make_real_tasks, read_rows
 
 
 FRAMES = {

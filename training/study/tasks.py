@@ -1,6 +1,7 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
 """The study's data sets: the generator's clips, and folders of real ones in parts that take turns at being tested."""
 
+import argparse
 import csv
 import os
 import re
@@ -62,19 +63,33 @@ class Task:
     horizontal_flip: float = 0.0
 
 
+def count(text: str) -> int:
+    """A flag's whole number of at least 1; for argparse, which names flag and value."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
 def read_rows(table: Path) -> list[dict[str, str]]:
     """The rows of a csv file."""
     with open(table, newline="", encoding="utf-8-sig") as file:
         return list(csv.DictReader(file))
 
 
+def have_clips(directory: Path, split: str, number: int) -> Path:
+    """Writes the first clips of a split of the generator's, unless they are there. Returns their table."""
+    listed = directory / f"{split}.csv"
+    if not listed.exists() or len(read_rows(listed)) != number:
+        write_motion_clips(directory, number, 0, split, CLIPS)
+    return listed
+
+
 def make_generator_task(output_dir: Path, num_clips: Sequence[int]) -> Task:
     """Writes the generator's clips (training, validation, test) unless they are there."""
     directory = output_dir / "generator" / "clips"
     for split, number in zip(("train", "val", "test"), num_clips, strict=True):
-        listed = directory / f"{split}.csv"
-        if not listed.exists() or len(listed.read_text(encoding="utf-8").splitlines()) != number + 1:
-            write_motion_clips(directory, number, 0, split, CLIPS)
+        have_clips(directory, split, number)
     names = [row["path"] for row in read_rows(directory / "test.csv")]
     return Task(
         "generator",
