@@ -76,8 +76,10 @@ class MediaFile:
 
     def open(self):
         """A PyAV container. Tags in another encoding than UTF-8 are nothing to fail for."""
+        av = import_decoder("av")
         source = self.name if self.data is None else io.BytesIO(self.data)
-        return import_decoder("av").open(source, metadata_errors="replace")
+        lenient = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}  # 19 always is
+        return av.open(source, **lenient)
 
     def open_bytes(self) -> BinaryIO:
         """Its content, to be read anywhere."""

@@ -27,6 +27,7 @@ import av
 import numpy as np
 
 from flux_hf.video_decoding import VideoDecodeError, decode_video, iter_video_frames
+from flux_hf.video_streams import MediaFile
 
 
 NUM_FRAMES, WIDTH, HEIGHT = 40, 160, 120
@@ -94,7 +95,7 @@ def plain_frames(path: Path) -> list[tuple[float | None, str]]:
     """(seconds, digest) of each frame of a sequential decode that takes what it gets."""
     frames = []
     try:
-        with av.open(str(path), metadata_errors="replace") as container:
+        with MediaFile(str(path)).open() as container:
             video = container.streams.best("video")
             video.thread_type = "AUTO"  # as the program's; by slices HEVC is concealed otherwise
             for frame in container.decode(video):
@@ -149,7 +150,7 @@ def find_program(given: str | None) -> str:
 def kind_of(path: Path) -> str:
     """Codec and the ending of the name."""
     try:
-        with av.open(str(path), metadata_errors="replace") as container:
+        with MediaFile(str(path)).open() as container:
             codec = container.streams.best("video").codec_context.name
     except (av.FFmpegError, AttributeError):
         return "no video"
