@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .budget_models import TokenBudgetClassifier
-from .token_selection import TOKEN_SELECTORS, as_count
+from .token_selection import as_count
 
 
 AUTO = "auto"  # in place of a number of tokens
@@ -80,7 +80,7 @@ class BudgetLadder:
             ValueError: it has none, or is no model of one label a clip, or keeps what a threshold says.
         """
         check_one_label(config)
-        if TOKEN_SELECTORS[config.token_selection].by_threshold:
+        if config.selects_by_threshold:
             raise ValueError(
                 f"token_budget='auto' chooses how many tokens are kept, and so does {config.token_selection=}: take one"
             )

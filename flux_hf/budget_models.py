@@ -24,7 +24,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .patch_grids import check_keep_indices, group_by_shape, join_groups
-from .token_selection import TOKEN_SELECTORS, as_count, select_tokens_at_budgets
+from .token_selection import as_count, select_tokens_at_budgets
 
 
 @dataclass
@@ -178,7 +178,7 @@ class TokenBudgetModel:
         """
         budget = self.config.token_budget if token_budget is None else token_budget
         grid = self._grid_of(num_frames, height, width)
-        if TOKEN_SELECTORS[self.config.token_selection].by_threshold:
+        if self.config.selects_by_threshold:
             patches = math.prod(grid)
             return patches if budget is None else min(as_count("token_budget", budget), patches)
         [keep_indices] = self.select(torch.empty(1, *grid, 1, device="meta"), [budget])

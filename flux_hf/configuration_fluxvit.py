@@ -117,14 +117,22 @@ class TokenBudgetConfig:
         legal = len(budgets) > 0 and all(map(is_count, budgets)) and budgets == sorted(set(budgets), reverse=True)
         self._require("token_budgets", legal, "one or more budgets >= 1, falling (head 0 is the largest)")
         self._require("token_budget", self.token_budget is None or self.token_budget >= 1, "at least 1, or None")
+        self.validate_selection()
+
+    def validate_selection(self) -> None:
+        """Raises ValueError, naming field and value, for a selector that cannot be, or whose threshold cannot."""
         self._require("token_selection", self.token_selection in TOKEN_SELECTORS, f"one of {list(TOKEN_SELECTORS)}")
         self._require("num_token_groups", self.num_token_groups >= 1, "at least 1")
         threshold = self.token_threshold
-        if threshold is None:
-            by_threshold = TOKEN_SELECTORS[self.token_selection].by_threshold
-            self._require("token_threshold", not by_threshold, f"given for token_selection={self.token_selection!r}")
-        else:
-            self._require("token_threshold", math.isfinite(threshold) and threshold >= 0, "a distance of at least 0")
+        legal = threshold is None or (is_number(threshold) and threshold >= 0)
+        self._require("token_threshold", legal, "a distance of at least 0, or None")
+        given = threshold is not None or not self.selects_by_threshold
+        self._require("token_threshold", given, f"given for token_selection={self.token_selection!r}")
+
+    @property
+    def selects_by_threshold(self) -> bool:
+        """Whether each clip keeps another number of tokens, the budget being the most."""
+        return TOKEN_SELECTORS[self.token_selection].by_threshold
 
 
 @strict

@@ -7,8 +7,6 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .token_selection import TOKEN_SELECTORS
-
 
 class VideoTokenClassifier(Protocol):
     """A classifier in four steps that callers compose, `embed -> select -> encode -> pool`, and what follows them.
@@ -94,9 +92,8 @@ def logits_at_budgets(
 
 
 def selects_by_threshold(model: VideoTokenClassifier) -> bool:
-    """Whether each clip keeps another number of tokens, the budget being the most."""
-    name = getattr(model.config, "token_selection", None)  # an encoder may select in a way of its own
-    return name is not None and TOKEN_SELECTORS[name].by_threshold
+    """Whether each clip keeps another number of tokens; an encoder that selects in a way of its own does not."""
+    return getattr(model.config, "selects_by_threshold", False)
 
 
 def logits_clip_by_clip(

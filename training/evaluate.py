@@ -13,7 +13,6 @@ calibrated: each clip's scores are those of the budget that it stops at, and the
 Here, and here alone, every clip is encoded at all of the steps, which are points themselves.
 """
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -127,14 +126,13 @@ def replace_selector(config: Any, name: str | None, threshold: float | None) -> 
     """Puts another selector in place of the model's own, for this run.
 
     Raises:
-        ValueError: the threshold selector without a threshold, or a threshold that cannot be.
+        ValueError: the threshold selector without a threshold, one that cannot be, or one for another selector.
     """
-    if threshold is not None and not (math.isfinite(threshold) and threshold >= 0):
-        raise ValueError(f"--token_threshold must be a distance of at least 0, got {threshold}")
-    name, threshold = name or config.token_selection, config.token_threshold if threshold is None else threshold
-    if TOKEN_SELECTORS[name].by_threshold and threshold is None:
-        raise ValueError(f"--token_selection {name} needs --token_threshold: the checkpoint has none")
-    config.token_selection, config.token_threshold = name, threshold
+    config.token_selection = name or config.token_selection
+    if threshold is not None and not config.selects_by_threshold:
+        raise ValueError(f"--token_threshold {threshold} is for the threshold selector, not {config.token_selection!r}")
+    config.token_threshold = config.token_threshold if threshold is None else threshold
+    config.validate_selection()
 
 
 def evaluate(

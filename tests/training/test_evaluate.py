@@ -283,11 +283,15 @@ def test_a_threshold_keeps_other_numbers_and_says_what_it_costs(data, tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ([], "--token_selection threshold needs --token_threshold"),
-        (["--token_threshold", "-1"], "--token_threshold must be a distance of at least 0, got -1.0"),
+        (["threshold"], "token_threshold must be given for token_selection='threshold', got None"),
+        (
+            ["threshold", "--token_threshold", "-1"],
+            "token_threshold must be a distance of at least 0.* got -1.0",
+        ),
+        (["tube", "--token_threshold", "1"], "--token_threshold 1.0 is for the threshold selector, not 'tube'"),
     ],
 )
 def test_thresholds_that_cannot_be(data, tmp_path, more, message):
     with pytest.raises(ValueError, match=message):
-        main(flags(data, tmp_path / "out", "--points", "4x28@12", "--token_selection", "threshold", *more))
+        main(flags(data, tmp_path / "out", "--points", "4x28@12", "--token_selection", *more))
     assert not (tmp_path / "out").exists()
