@@ -19,6 +19,7 @@ from evaluation_parts import (
 from PIL import Image
 
 from flux_hf.token_selection import frame_difference_scores
+from training import predict
 from training.evaluate import choose_points, main, parse_arguments
 from training.inference.points import EvalPoint
 
@@ -278,6 +279,14 @@ def test_a_threshold_keeps_other_numbers_and_says_what_it_costs(data, tmp_path):
         with torch.no_grad():
             scores = model(**one, token_budget=12).logits.softmax(-1)
         assert float(row["score"]) == pytest.approx(scores.max().item(), abs=1e-5)
+
+    checkpoint = save_checkpoint(tmp_path / "model", token_selection="threshold", token_threshold=threshold)
+    told = ["--output", tmp_path / "labels.csv", "--num_frames", "4", "--size", "28", "--token_budget", "12"]
+    told += ["--model_name_or_path", checkpoint, "--top_k", "1", "--dataloader_num_workers", "0"]
+    predict.main([str(word) for word in (*told, *(data / path for path in good))])
+    for row, other in zip(read_csv(tmp_path / "labels.csv"), rows, strict=True):
+        assert row["label"] == other["predicted"]
+        assert float(row["score"]) == pytest.approx(float(other["score"]), abs=1e-5)
 
 
 @pytest.mark.parametrize(
