@@ -96,6 +96,15 @@ def selects_by_threshold(model: VideoTokenClassifier) -> bool:
     return getattr(model.config, "selects_by_threshold", False)
 
 
+def check_exact_budgets(model: VideoTokenClassifier, purpose: str) -> None:
+    """Raises ValueError where each clip keeps another number of tokens, naming what needs batches that do not."""
+    if selects_by_threshold(model):
+        raise ValueError(
+            f"{purpose} needs one number of tokens for all clips of a batch, and the checkpoint's token_selection is "
+            f"{model.config.token_selection!r}"
+        )
+
+
 def logits_clip_by_clip(
     model: VideoTokenClassifier, pixel_values_videos: Tensor, token_budgets: Sequence[int | None]
 ) -> list[tuple[Tensor, Tensor]]:

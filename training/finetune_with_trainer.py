@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from transformers import EvalPrediction, HfArgumentParser, Trainer, TrainingArguments
 
 from flux_hf.loading import load_classifier, load_processor
+from flux_hf.protocol import check_exact_budgets
 
 from .arguments import HeldOutArguments, check_source, flag
 from .classification import held_out_source
@@ -71,6 +72,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     changes = {} if script.token_budget is None else {"token_budget": script.token_budget}
     # float32, whatever the checkpoint's dtype: `--bf16` computes in bfloat16 and keeps these weights
     model = load_classifier(script.model_name_or_path, dtype=torch.float32, **changes)
+    check_exact_budgets(model, "training")
     targets = ClassTargets(take_labels(model, label_names(train)))
     processor = load_processor(script.model_name_or_path, model.config)
     shape = (model.config.num_frames, model.config.image_height_width[0])

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from flux_hf.loading import CLASSIFIERS, load_classifier, load_processor
+from flux_hf.protocol import check_exact_budgets
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
 from .arguments import ModelArguments, ObjectiveArguments, TrainedModelArguments
@@ -31,6 +32,9 @@ def build_model(
 
     Returns:
         Model, processor, and the model's ids of what its labels may be called: their names and the data's.
+
+    Raises:
+        ValueError: it selects by a threshold, or its clips are not square.
     """
     changes = {"num_frames": args.num_frames, "image_size": args.size, "drop_path_rate": args.drop_path_rate}
     changes["classifier_dropout"] = args.classifier_dropout
@@ -45,6 +49,7 @@ def build_model(
         config = AutoConfig.for_model(fields.pop("model_type", "fluxvit"), **fields)
         model = CLASSIFIERS[config.model_type]._from_config(config, **args.model_options())
         label2id = dict(model.config.label2id)
+    check_exact_budgets(model, "training")
     model = model.with_token_budgets(_wanted_budgets(objective, model.config))
     return model, build_processor(args, model.config), label2id
 

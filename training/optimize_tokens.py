@@ -35,7 +35,7 @@ from transformers import PreTrainedModel
 from flux_hf.auto_budgets import BudgetLadder, check_one_label
 from flux_hf.checkpoint_files import finish_replacing, replacing_folder, write_json
 from flux_hf.loading import CLASSIFIERS
-from flux_hf.protocol import selects_by_threshold
+from flux_hf.protocol import check_exact_budgets
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
 from .arguments import InferenceArguments, flag, parse_command
@@ -230,8 +230,7 @@ def main(arguments: list[str] | None = None) -> None:
         finish_replacing(args.model_name_or_path)  # else what a killed run left half-way could not be loaded
     accelerator.wait_for_everyone()
     model, processor = load_checkpoint(args, accelerator)
-    if selects_by_threshold(model):
-        raise ValueError("a search compares exact budgets, and the checkpoint's token_selection is 'threshold'")
+    check_exact_budgets(model, "a search")
     if args.output_dir is None:
         check_writable(Path(args.model_name_or_path))
     clips = spread(list_clips(args), args.max_eval_samples)

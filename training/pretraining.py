@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoImageProcessor
 from flux_hf.configuration_fluxvit import FluxViTConfig
 from flux_hf.loading import ENCODERS, is_plain, load_encoder, load_processor
 from flux_hf.modeling_fluxvit_pretraining import FluxViTForPreTraining
+from flux_hf.protocol import check_exact_budgets
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
 from .arguments import DataArguments, TrainedModelArguments
@@ -57,11 +58,12 @@ def load_teacher(args: TeacherArguments, aligned_layers: int) -> tuple[Teacher, 
     for an image encoder.
 
     Raises:
-        ValueError: layers that it does not have, or a model without patches.
+        ValueError: layers that it does not have, or a model without patches, or that selects by a threshold.
     """
     config, dtype = AutoConfig.from_pretrained(args.teacher), {"dtype": getattr(torch, args.teacher_dtype)}
     if config.model_type in ENCODERS or is_plain(config):
         kind, model = VideoTeacher, load_encoder(args.teacher, **dtype)
+        check_exact_budgets(model, "a teacher")
     else:
         kind, model = ImageTeacher, load_image_encoder(args.teacher, **dtype)
     layers = args.teacher_layers
@@ -88,7 +90,7 @@ def build_student(
     gradient at every step then.
 
     Raises:
-        ValueError: another kind of model than FluxViT, or clips that are not square.
+        ValueError: another kind of model than FluxViT, one that selects by a threshold, or clips that are not square.
     """
     if args.model_name_or_path:
         given = AutoConfig.from_pretrained(args.model_name_or_path, **args.hub_options()).to_dict()
@@ -118,6 +120,7 @@ def build_student(
         )
     else:
         model = FluxViTForPreTraining._from_config(config, **args.model_options())
+    check_exact_budgets(model, "training")
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if args.torch_compile:

@@ -178,5 +178,5 @@ def test_places_a_plan_cannot_be_written_to(data, tmp_path):
 
 def test_a_threshold_is_not_searched_with(data, tmp_path):
     checkpoint = save_checkpoint(tmp_path / "model", token_selection="threshold", token_threshold=1.0)
-    with pytest.raises(ValueError, match="compares exact budgets.*'threshold'"):
+    with pytest.raises(ValueError, match="a search needs one number of tokens .* token_selection is 'threshold'"):
         main(flags(checkpoint, data, *GRID, "--token_budgets", "16"))

@@ -15,6 +15,7 @@ from torch import Tensor
 from flux_hf.checkpoint_files import replacing, write_csv, write_text
 from flux_hf.loading import load_encoder, load_processor
 from flux_hf.patch_grids import scatter_to_grid
+from flux_hf.protocol import selects_by_threshold
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
 from ..arguments import CheckpointArguments
@@ -66,6 +67,12 @@ class FeatureMaker:
     def __call__(self, videos: Tensor) -> Tensor:
         """(B, T, 3, S, S), normalised -> (B, *shape) float32."""
         patches, grid = self.model.embed(videos)
+        if not selects_by_threshold(self.model):
+            return self._of_kept(patches, grid)
+        clips = torch.arange(len(patches), device=patches.device).split(1)
+        return torch.cat([self._of_kept(*self.model.take_clips(patches, grid, clip)) for clip in clips])
+
+    def _of_kept(self, patches: Tensor, grid: Any) -> Tensor:
         budget = self.model.config.token_budget if self.point.token_budget is None else self.point.token_budget
         [keep_indices] = self.model.select(patches, [budget])
         layers = [] if self.layer is None else [self.layer]

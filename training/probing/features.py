@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 
 from flux_hf.loading import ENCODERS, is_plain, load_encoder, load_processor
+from flux_hf.protocol import check_exact_budgets
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
 from ..arguments import CheckpointArguments
@@ -126,13 +127,14 @@ def load_probed(
         token_budgets: Of a video encoder; its trained ones if not given.
 
     Raises:
-        ValueError: a clip that patches or tubelets do not divide, more tokens than it has, or budgets of an image
-            encoder.
+        ValueError: a clip that patches or tubelets do not divide, more tokens than it has, budgets of an image
+            encoder, or one that selects by a threshold.
     """
     source, hub = args.model_name_or_path, args.hub_options()
     config = AutoConfig.from_pretrained(source, **hub)
     if config.model_type in ENCODERS or is_plain(config):
         model = load_encoder(source, **hub, **args.model_options())
+        check_exact_budgets(model, "a probe")
         processor = load_processor(source, model.config, **hub)
         clip = resolve_point(model.config, processor, num_frames, size)
         dense = clip.dense_tokens(model.config)
