@@ -23,6 +23,7 @@ from onnx import numpy_helper
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from flux_hf.checkpoint_files import replacing
 
@@ -153,7 +154,9 @@ def convert(path: Path, output_dir: Path) -> dict[str, Any]:
     with replacing(output_dir) as temporary:
         model.save_pretrained(temporary)
         size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
-        BitImageProcessor(**size).save_pretrained(temporary)
+        # As DINOv2 was trained; the class's own are CLIP's.
+        values = {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}
+        BitImageProcessor(**size, **values).save_pretrained(temporary)
     return {"parameters": sum(p.numel() for p in model.parameters()), "difference": difference}
 
 

@@ -264,7 +264,7 @@ class PretrainingTask(KeepsFailures):
             )
         )
         loader = DataLoader(
-            ClipDataset(self.held_out, NoTargets(), augment, self.args.run.seed),
+            ClipDataset(self.held_out, NoTargets(), augment, self.args.run.seed, sampling_rule="center"),
             batch_sampler=[requests for requests, _ in batches],
             collate_fn=collate,
             num_workers=self.args.data.dataloader_num_workers,
@@ -273,6 +273,7 @@ class PretrainingTask(KeepsFailures):
         budgets = self.args.distillation.student_budgets
         sums = torch.zeros(2 * len(budgets) + 1, dtype=torch.float64, device=self.accelerator.device)
         for batch, (_, weight) in zip(loader, batches, strict=True):
+            self.failures.add(batch["failures"])
             videos = batch["pixel_values_videos"].to(self.accelerator.device)
             found = wrapped(videos, self.ask(videos), batch["seeds"])
             shares = torch.cat([1 - found.layer_losses / 2, 1 - found.pooled_losses / 2, sums.new_ones(1)])

@@ -202,13 +202,16 @@ def load_image_encoder(source: str | os.PathLike, **options: Any) -> PreTrainedM
     `from_pretrained`.
 
     Raises:
-        ValueError: a model without square patches.
+        ValueError: a model without square patches, or a checkpoint that lacks weights, such as a classifier's pooler.
     """
     hub = {name: options[name] for name in ("revision", "cache_dir") if name in options}
     model_type = AutoConfig.from_pretrained(source, **hub).model_type
-    model = IMAGE_TOWERS.get(model_type, AutoModel).from_pretrained(source, **options)
+    kind = IMAGE_TOWERS.get(model_type, AutoModel)
+    model, found = kind.from_pretrained(source, output_loading_info=True, **options)
     if not isinstance(getattr(model.config, "patch_size", None), int):
         raise ValueError(f"{source} must be an encoder of square patches, got the model type {model_type}")
+    if found["missing_keys"]:
+        raise ValueError(f"{source} must hold all of an encoder, {sorted(found['missing_keys'])} would be random")
     return model
 
 

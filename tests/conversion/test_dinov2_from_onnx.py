@@ -54,6 +54,8 @@ def test_an_export_is_the_model_again(conversion, tmp_path, capsys):
     assert (processor.crop_size["height"], processor.size["shortest_edge"]) == (42, 42)
     seen = processor(torch.randint(0, 256, (3, 50, 60), dtype=torch.uint8), return_tensors="pt")["pixel_values"]
     assert seen.shape == (1, 3, 42, 42)
+    values = [*processor.image_mean, *processor.image_std]
+    assert values == [0.485, 0.456, 0.406, 0.229, 0.224, 0.225]  # as DINOv2 was trained
     with torch.no_grad():
         assert torch.equal(again(seen).last_hidden_state, model(seen).last_hidden_state)
 

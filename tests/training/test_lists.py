@@ -55,6 +55,13 @@ def test_lists_as_people_write_them(folder, text, expected):
     assert read(folder, text) == expected
 
 
+@pytest.mark.parametrize("text", ['path\n"v/c,d.mp4"\nv/e f.mp4\n', "path\nv/c,d.mp4\nv/e f.mp4\n"])
+def test_lists_of_names_alone(folder, text):
+    (folder / "list.csv").write_text(text)
+    clips = read_clips(folder / "list.csv", labelled=False)
+    assert [os.path.basename(clip.path) for clip in clips] == ["c,d.mp4", "e f.mp4"]
+
+
 def test_columns_of_another_case_are_found_by_name(folder):
     text = "Split,LABEL,Path\ntest,x,v/a.mp4\ntrain,y,v/b.mp4\n"
     (folder / "list.csv").write_text(text)

@@ -25,6 +25,9 @@ from transformers import (
     VideoMAEConfig,
     VideoMAEModel,
     VideoMAEVideoProcessor,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
 )
 
 from flux_hf import FluxViTForPreTraining, FluxViTForVideoClassification, FluxViTModel, FluxViTVideoProcessor
@@ -302,6 +305,23 @@ def test_teachers_of_the_library(data, tmp_path, kind):
     main(pretraining(data, tmp_path / "out", teacher=tmp_path / "teacher", max_train_steps=2))
     assert len(losses(tmp_path / "out")) == 2
     assert FluxViTForPreTraining.from_pretrained(tmp_path / "out").config.teacher_hidden_size == 32
+
+
+def test_a_teacher_that_lacks_weights_is_refused(data, tmp_path):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    ViTForImageClassification(ViTConfig(**sizes, image_size=16, patch_size=8)).save_pretrained(tmp_path / "teacher")
+    ViTImageProcessor().save_pretrained(tmp_path / "teacher")
+    with pytest.raises(ValueError, match=r"must hold all of an encoder, \['pooler.dense.bias', .*would be random"):
+        main(pretraining(data, tmp_path / "out", teacher=tmp_path / "teacher"))
+
+
+def test_held_out_clips_are_seen_in_one_view_from_every_seed(data, pretrained, tmp_path):
+    found = []
+    for seed in (0, 1):
+        further = {"config_name": None, "model_name_or_path": pretrained, "student_budgets": [16], "seed": seed}
+        further |= {"max_train_steps": 1, "num_warmup_steps": 0, "learning_rate": 1e-30, "weight_decay": 0}
+        found.append(main(pretraining(data, tmp_path / str(seed), eval_steps=1, **further))["eval_similarity"])
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
 
 
 def test_a_teacher_sees_the_clips_as_it_was_trained():

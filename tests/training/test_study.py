@@ -33,7 +33,7 @@ from training.study.design import (
 from training.study.intervals import paired_difference
 from training.study.records import Records, pack, read_curve, read_hits, unpack
 from training.study.report import last_rise, report
-from training.study.runs import call, choose_by_others
+from training.study.runs import Options, call, choose_by_others, train_by
 from training.study.tasks import make_generator_task, make_real_tasks, part_groups
 
 
@@ -317,7 +317,13 @@ def test_where_models_begin_is_compared_clip_by_clip(tmp_path):
     """Over the seeds that both starts were run from, and of methods that both were."""
     records = Records(tmp_path, {})
     groups = {str(clip): str(clip) for clip in range(400)}
-    for start, share, seeds in (("scratch", 0.25, (0, 1)), ("distilled", 0.75, (1, 2)), ("made_up", 0.25, (0,))):
+    starts = {
+        "scratch": (0.25, (0, 1)),
+        "distilled": (0.75, (1, 2)),
+        "made_up": (0.25, (0,)),
+        "scratch_long": (0.5, (2,)),
+    }
+    for start, (share, seeds) in starts.items():
         records.put_clips(f"set_{start}", groups)
         for seed in seeds:
             hits = [clip < share * 400 for clip in range(400)]
@@ -327,11 +333,26 @@ def test_where_models_begin_is_compared_clip_by_clip(tmp_path):
     table = report(records).split("## set: where models begin")[1].splitlines()
     rows = [line for line in table if line.startswith("| Flux-Multi")]
     assert [row.split(" | ")[0] for row in rows] == [
-        f"| Flux-Multi, {way}, from {start} - from scratch"
-        for start in ("the made-up clips' models", "students of a real teacher")
+        f"| Flux-Multi, {way}, {both}"
+        for both in (
+            "from the made-up clips' models - from scratch",
+            "from students of a real teacher - from scratch",
+            "from students of a real teacher - from scratch, as many steps in all",
+        )
         for way in ("direct", "TO")
     ]
     assert rows[0].count("+0.0 [+0.0, +0.0]") == 4 and rows[2].count("**+50.0 [") == 4
+    assert rows[4].count("**+25.0 [") == 4
+
+
+def test_a_model_of_other_flags_is_not_taken_for_this_run(tmp_path):
+    options = Options(tmp_path, 1)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "all_results.json").write_text("{}")
+    (tmp_path / "run.yaml").write_text("seed: 0\nlearning_rate: 0.001\nframes: [8, 16]\n")
+    train_by({"seed": 0, "learning_rate": 1e-3, "frames": [8, 16]}, tmp_path / "run", options)
+    with pytest.raises(ValueError, match=r"run was trained with other \['frames', 'seed', 'teacher'\]"):
+        train_by({"seed": 1, "learning_rate": 1e-3, "frames": [8], "teacher": "a"}, tmp_path / "run", options)
 
 
 def test_records_of_another_study_are_refused(tmp_path):

@@ -14,11 +14,11 @@ from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 from flux_hf import FluxViTForPreTraining
 from flux_hf.checkpoint_files import write_csv
 from training.pretrain_arguments import parse_pretraining
-from training.study import pretraining
+from training.study import pretraining, real_teacher
 from training.study.design import BUDGETS, TOKENS
 from training.study.records import Records, pack
-from training.study.runs import Options
-from training.study.tasks import make_generator_task, read_rows
+from training.study.runs import Options, Run, run_flags
+from training.study.tasks import make_generator_task, make_real_tasks, read_rows
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +99,9 @@ def test_all_of_it_runs_and_goes_on(tmp_path):
     assert json.loads(record.read_text()) == kept
 
 
-@pytest.mark.slow
-def test_a_real_teacher(tmp_path):
-    """Clips of the right form as if they were real, and a tiny image encoder of random weights."""
+@pytest.fixture
+def real(tmp_path):
+    """Clips of the right form as if they were real, and a tiny image encoder of random weights; the command's words."""
     clips = make_generator_task(tmp_path / "clips", (8, 8, 24)).folds[0].test
     labels = ("even", "odd")
     rows = [(str(clips.parent / row["path"]), labels[n % 2], str(n % 4)) for n, row in enumerate(read_rows(clips))]
@@ -110,16 +110,56 @@ def test_a_real_teacher(tmp_path):
     config = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
     Dinov2Model(config).save_pretrained(tmp_path / "teacher")
     BitImageProcessor().save_pretrained(tmp_path / "teacher")
-    command = [sys.executable, "-m", "training.study.real_teacher", "--output_dir", str(tmp_path / "out"), "--quick"]
-    command += ["--teacher", str(tmp_path / "teacher"), "--real_data", str(tmp_path / "set"), "--seeds", "0"]
-    command += ["--unlabelled", str(tmp_path / "set"), "--jobs", "2"]
+    words = ["--output_dir", tmp_path / "out", "--teacher", tmp_path / "teacher", "--real_data", tmp_path / "set"]
+    return [str(word) for word in (*words, "--unlabelled", tmp_path / "set", "--seeds", "0")]
+
+
+def test_starts_on_real_clips_differ_in_nothing_else(real):
+    args = real_teacher.parse_arguments(real)
+    [scratch] = make_real_tasks(args.output_dir, args.real_data, "split.csv", 2, None)
+    tasks = real_teacher.make_tasks(scratch, args.output_dir / "distilled", Options(args.output_dir, 1))
+    of = {name: run_flags(Run(task, task.folds[0], "multi", 0), options) for name, (task, options) in tasks.items()}
+
+    def differ(one, other):
+        return {name for name in {*of[one], *of[other]} if of[one].get(name) != of[other].get(name)}
+
+    assert differ("scratch", "distilled") == {"config_name", "model_name_or_path"}
+    assert differ("scratch", "scratch_long") == {"max_train_steps", "num_warmup_steps"}
+    steps = real_teacher.pretraining_flags()["max_train_steps"]
+    assert of["scratch_long"]["max_train_steps"] == of["scratch"]["max_train_steps"] + steps
+
+
+def test_records_of_another_teacher_or_other_clips_are_refused(real):
+    def records():
+        args = real_teacher.parse_arguments(real)
+        Records(args.results_dir, real_teacher.settings_of(args))
+        return args
+
+    args = records()
+    records()
+    (args.teacher / "preprocessor_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"other \['teacher'\]"):
+        records()
+    with open(args.real_data / "split.csv", "a") as file:
+        file.write("more.mp4,odd,1\n")
+    with pytest.raises(ValueError, match=r"other \['teacher', 'unlabelled'\]"):
+        records()
+
+
+@pytest.mark.slow
+def test_a_real_teacher(real, tmp_path):
+    command = [sys.executable, "-m", "training.study.real_teacher", *real, "--quick", "--jobs", "2"]
     subprocess.run(command, check=True, cwd=REPOSITORY)
-    record = tmp_path / "out" / "results" / "set_distilled" / "multi_seed0.json"
+    results = tmp_path / "out" / "results" / "real_teacher"
+    record = results / "set_distilled" / "multi_seed0.json"
     kept = json.loads(record.read_text())
     student = FluxViTForPreTraining.from_pretrained(tmp_path / "out" / "distilled" / "seed0")
     assert student.config.teacher_hidden_size == 32
     [log] = (tmp_path / "out" / "set_distilled" / "multi_seed0").glob("fold0.yaml")
     assert f"model_name_or_path: {tmp_path}/out/distilled/seed0" in log.read_text()
+    text = (results / "results.md").read_text()
+    for other in ("from scratch", "from scratch, as many steps in all"):
+        assert text.count(f", from students of a real teacher - {other} |") == 2
     record.unlink()
     subprocess.run(command, check=True, cwd=REPOSITORY)
     assert json.loads(record.read_text()) == kept

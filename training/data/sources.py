@@ -135,9 +135,10 @@ def _delimiter(first: str) -> str | None:
 
 def _cells(file: TextIO, first: str) -> Iterator[tuple[int, list[str]]]:
     """(line number, cells) of each row that holds something; `first` is the first line that does."""
-    delimiter = _delimiter(first)
+    delimiter, columns = _delimiter(first), _num_columns(first.split())
+    if delimiter is None and columns == 1:
+        delimiter = "\x1f"  # is in no name, and quotes around one are read
     if delimiter is None:  # from the right, for only the path may hold spaces
-        columns = _num_columns(first.split())
         yield from ((i, line.strip().rsplit(None, columns - 1)) for i, line in enumerate(file, 1) if line.strip())
     else:
         reader = csv.reader(file, delimiter=delimiter)

@@ -1,6 +1,7 @@
 # Copyright 2026 The flux-hf authors. Licensed under the Apache License, Version 2.0.
 """The study's results: tables, differences with their intervals, and plots, of all runs that are kept."""
 
+import itertools
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -119,15 +120,17 @@ def part_rows(results: Results) -> Iterator[list[str]]:
 
 
 def start_rows(records: Records, name: str) -> Iterator[list[str]]:
-    """What it brings on a real set to begin elsewhere than from scratch."""
+    """What it brings on a real set to begin in one way and not in another, those from scratch being the others."""
     results = {start: Results(records, f"{name}_{start}") for start in STARTS if records.has(f"{name}_{start}")}
-    scratch = results.pop("scratch", None)
-    for start, others in results.items():
-        for method in others.methods if scratch is not None else []:
+    for other, start in itertools.combinations(results, 2):
+        if not other.startswith("scratch"):
+            continue
+        for method in results[start].methods:
             for way in ("direct", "to"):
-                found = [others.difference(Cell(method, way, b), Cell(method, way, b), scratch) for b in BUDGETS]
+                cells = [Cell(method, way, budget) for budget in BUDGETS]
+                found = [results[start].difference(cell, cell, results[other]) for cell in cells]
                 if any(found):
-                    yield [f"{METHODS[method]}, {WAYS[way]}, {STARTS[start]} - {STARTS['scratch']}", *map(str, found)]
+                    yield [f"{METHODS[method]}, {WAYS[way]}, {STARTS[start]} - {STARTS[other]}", *map(str, found)]
 
 
 def start_markdown(records: Records) -> Iterator[str]:

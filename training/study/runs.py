@@ -129,17 +129,22 @@ def run_flags(run: Run, options: Options) -> dict[str, Any]:
 
 def train(run: Run, options: Options) -> None:
     """Trains through `training.finetune`, or goes on with training, unless it is done."""
-    directory = run.directory(options.output_dir)
-    if not (directory / "all_results.json").exists():
-        train_by(run_flags(run, options), directory, options)
+    train_by(run_flags(run, options), run.directory(options.output_dir), options)
 
 
 def train_by(flags: dict[str, Any], directory: Path, options: Options, module: str = "training.finetune") -> None:
-    """Trains by these flags into a folder, or goes on with training, unless it is done."""
+    """Trains by these flags into a folder, or goes on with training, unless it is done.
+
+    Raises:
+        ValueError: it was done by other flags.
+    """
+    recipe = directory.with_suffix(".yaml")
     if (directory / "all_results.json").exists():
+        kept = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+        if other := sorted(name for name in {*kept, *flags} if kept.get(name) != flags.get(name)):
+            raise ValueError(f"{directory} was trained with other {other}: give another --output_dir")
         return
     directory.mkdir(parents=True, exist_ok=True)
-    recipe = directory.with_suffix(".yaml")
     write_text(recipe, yaml.safe_dump(flags, sort_keys=False))
     arguments = ["--recipe", str(recipe), "--output_dir", str(directory), "--resume_from_checkpoint", "latest"]
     call([*launch(options.threads, module), *arguments], recipe.with_suffix(".log"), options.threads)

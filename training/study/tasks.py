@@ -16,9 +16,11 @@ from .design import CLIPS
 from .motion_clips import write_motion_clips
 
 
-# Where the models of a real set's clips begin: the suffix of its task's name. The last is that of `real_teacher.py`.
+# Where the models of a real set's clips begin: the suffix of its task's name. "scratch_long" and "distilled" are those
+# of `real_teacher.py`.
 STARTS = {
     "scratch": "from scratch",
+    "scratch_long": "from scratch, as many steps in all",
     "made_up": "from the made-up clips' models",
     "distilled": "from students of a real teacher",
 }
@@ -101,7 +103,12 @@ def make_generator_task(output_dir: Path, num_clips: Sequence[int]) -> Task:
 
 
 def make_real_tasks(
-    output_dir: Path, data_dir: Path, split_csv: str, num_folds: int, made_up: Task, max_clips: int | None = None
+    output_dir: Path,
+    data_dir: Path,
+    split_csv: str,
+    num_folds: int,
+    made_up: Task | None,
+    max_clips: int | None = None,
 ) -> list[Task]:
     """Parts a real set's clips by groups, and lists them: tasks from scratch and from the made-up clips' models.
 
@@ -113,7 +120,7 @@ def make_real_tasks(
         data_dir: The set's folder.
         split_csv: Its table: path,label,group.
         num_folds: Parts.
-        made_up: The task of the generator's clips.
+        made_up: The task of the generator's clips; without it only the task from scratch is made.
         max_clips: Take only so many, evenly spread over the table, of labels in several parts: for a short try.
 
     Raises:
@@ -159,6 +166,7 @@ def make_real_tasks(
             horizontal_flip=0.0 if sided else 0.5,
         )
         for start in ("scratch", "made_up")
+        if start == "scratch" or made_up is not None
     ]
 
 
