@@ -115,6 +115,11 @@ def write_csv(path: str | os.PathLike, header: Sequence[str], rows: Iterable[Seq
         csv.writer(file).writerows([header, *rows])
 
 
+def plain_text(name: str) -> str:
+    """A file's name for formats of text alone: bytes that are no UTF-8 as `\\xNN`."""
+    return name.encode("utf-8", BYTES).decode("utf-8", "backslashreplace")
+
+
 def publish(staging: Path, target: Path) -> None:
     """Moves a finished folder to `target`, and removes it.
 
@@ -179,7 +184,7 @@ def finish_replacing(path: str | os.PathLike) -> None:
     or writes there.
     """
     target = Path(os.path.realpath(path))
-    for whole in target.parent.glob(f".{glob.escape(target.name)}.*{WHOLE}"):
+    for whole in marked(target, ".", WHOLE):
         if any(_is_half_way(target / name) for name in DESCRIBING):
             _move_into(whole, target)
         remove(whole)
@@ -240,8 +245,16 @@ def remove_leftovers(folder: Path) -> None:
 
 def remove_leftovers_of(path: Path) -> None:
     """Deletes what killed processes left of this file or folder. For one process, before it writes."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+    for leftover in marked(path, ".", ".tmp"):
         remove(leftover)
+
+
+def marked(path: Path, before: str, after: str) -> list[Path]:
+    """What is named `path` beside it, with 12 hexadecimal digits more: not what is of `NAME.more`."""
+    name = re.compile(re.escape(f"{before}{path.name}.") + "[0-9a-f]{12}" + re.escape(after))
+    return [
+        other for other in path.parent.glob(f"{before}{glob.escape(path.name)}.*{after}") if name.fullmatch(other.name)
+    ]
 
 
 def flush_tree(path: Path) -> None:

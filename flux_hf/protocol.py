@@ -41,6 +41,9 @@ class VideoTokenClassifier(Protocol):
     def resolve_head(self, kept_tokens: int, head: int | None = None) -> int:
         """`head`, or the one trained nearest `kept_tokens`."""
 
+    def count_kept(self, num_frames: int, height: int, width: int, token_budget: int | None = None) -> int:
+        """Tokens that `select` keeps of a clip; by a threshold at most."""
+
     def parameter_depth(self, name: str) -> int:
         """From 0 (embeddings) over the layers to `config.num_hidden_layers + 1` (heads)."""
 

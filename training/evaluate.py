@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
@@ -33,7 +32,7 @@ from .data.reader import Clip
 from .data.sources import spread
 from .data.targets import label_targets
 from .inference.automatic import add_auto, auto_points
-from .inference.command import describe_run, list_clips, load_checkpoint, model_predictor
+from .inference.command import describe_run, list_clips, load_checkpoint, model_predictor, start_accelerator
 from .inference.points import EvalPoint, resolve_point
 from .inference.prediction import Predictions, Predictor
 from .inference.report import (
@@ -146,7 +145,7 @@ def evaluate(
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
-    accelerator = Accelerator()
+    accelerator = start_accelerator()
     model, processor = load_checkpoint(args, accelerator)
     config = model.config
     replace_selector(config, args.token_selection, args.token_threshold)

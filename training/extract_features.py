@@ -31,7 +31,7 @@ from .arguments import PartArguments, flag, parse_command
 from .data.reader import Clip
 from .data.sources import spread
 from .digests import clips_digest, weights_digest
-from .inference.command import SOURCES, find_clips
+from .inference.command import SOURCES, find_clips, start_accelerator
 from .inference.features import KINDS, Features, FeatureShards, FeatureSource
 from .inference.measures import SAME_BITS
 from .inference.units import go_through_parts
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     os.environ.setdefault(*SAME_BITS)
     datasets.disable_progress_bars()  # one for each shard
-    accelerator = Accelerator()
+    accelerator = start_accelerator()
     source = FeatureSource(
         args.checkpoint(), args.num_frames, args.size, args.token_budget, kind=args.features, layer=args.layer
     )

@@ -43,7 +43,7 @@ from .data.reader import Clip
 from .data.sources import spread
 from .data.targets import label_targets
 from .inference.calibration import Wanted, auto_shape, calibrate, calibration_report, calibration_table
-from .inference.command import describe_run, list_clips, load_checkpoint, model_predictor
+from .inference.command import describe_run, list_clips, load_checkpoint, model_predictor, start_accelerator
 from .inference.points import EvalPoint
 from .inference.prediction import Predictor
 from .inference.search import FRAMES, PATCHES_A_SIDE, make_grid, search, search_report, search_table
@@ -225,7 +225,7 @@ def calibrate_auto(
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
-    accelerator = Accelerator()
+    accelerator = start_accelerator()
     if args.output_dir is None and accelerator.is_main_process:
         finish_replacing(args.model_name_or_path)  # else what a killed run left half-way could not be loaded
     accelerator.wait_for_everyone()

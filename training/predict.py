@@ -31,7 +31,7 @@ import flux_hf
 
 from .arguments import PartArguments, flag, parse_command
 from .data.sources import spread
-from .inference.command import SOURCES, find_clips
+from .inference.command import SOURCES, find_clips, start_accelerator
 from .inference.labels import LabelShards, Scores, ScoreSource, identity_of
 from .inference.measures import SAME_BITS
 from .inference.parts import make_units
@@ -90,7 +90,7 @@ def describe_choices(scores: Scores, chosen: Counter[str]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     os.environ.setdefault(*SAME_BITS)
-    accelerator = Accelerator()
+    accelerator = start_accelerator()
     num_views = args.num_clips * args.num_crops
     source = ScoreSource(args.checkpoint(), args.num_frames, args.size, args.token_budget, num_views)
     scores = source(accelerator)

@@ -32,7 +32,7 @@ from .data.reader import Clip
 from .data.sources import label_names, spread
 from .data.targets import ClassTargets, encode_labels
 from .digests import clips_digest, identities, weights_digest
-from .inference.command import describe_command, list_clips
+from .inference.command import describe_command, list_clips, start_accelerator
 from .inference.features import FeatureShards
 from .inference.measures import SAME_BITS
 from .probing.attentive import AttentiveTraining, heads_of
@@ -206,7 +206,7 @@ def probe(
 def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     os.environ.setdefault(*SAME_BITS)
-    accelerator = Accelerator()
+    accelerator = start_accelerator()
     parts, classes = read_parts(args)
     settings = settings_of(args, accelerator.device)
     listed = {part: samples for part, (_, samples) in parts.items()}

@@ -86,8 +86,10 @@ class Handlers:
         with explained():
             if not link.strip():
                 raise ValueError("paste the address of a video file first")
-            path = self.sessions.new_file(request.session_hash, f"clip{file_suffix(link)}")
-            fetch(link, path, int(self.limits.file_megabytes * 1e6), self.links == "any")
+            fetched = self.sessions.new_file(request.session_hash, f"fetched{file_suffix(link)}")
+            fetch(link, fetched, int(self.limits.file_megabytes * 1e6), self.links == "any")
+            path = self.sessions.new_file(request.session_hash, f"clip{file_suffix(link)}")  # the one before goes now
+            fetched.rename(path)
         return str(path)
 
     # Choices ----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ is used. Size and time are bounded.
 """
 
 import http.client
+import io
 import ipaddress
 import os
 import socket
@@ -42,14 +43,14 @@ def fetch(link: str, path: str | os.PathLike, max_bytes: int, allow_private: boo
     """
     deadline = time.monotonic() + TOTAL_SECONDS
     for _ in range(MAX_REDIRECTS + 1):
-        connection, response = _ask(link, allow_private)
+        connection, response = _ask(link, allow_private, deadline)
         try:
             if response.status in REDIRECTS and response.getheader("Location"):
                 link = urljoin(link, response.getheader("Location"))
                 continue
             if response.status != 200:
                 raise ValueError(f"the link answers {response.status} {response.reason}")
-            return _write(response, path, max_bytes, deadline)
+            return _write(response, path, max_bytes)
         except (OSError, http.client.HTTPException) as error:
             raise ValueError(f"the link broke off ({_words(error)})") from error
         finally:
@@ -89,12 +90,54 @@ def _is_public(text: str) -> bool:
     return address.is_global and not address.is_multicast
 
 
-class _Pinned(http.client.HTTPConnection):
-    """A connection to an address that was looked up and checked before, in the name of `host`."""
+def _seconds_left(deadline: float) -> float:
+    """For the next step. Raises TimeoutError where none are."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError(f"it takes longer than {TOTAL_SECONDS:g} s")
+    return min(SOCKET_SECONDS, left)
 
-    def __init__(self, host: str, port: int, addresses: list[str], context: ssl.SSLContext | None):
-        super().__init__(host, port, timeout=SOCKET_SECONDS)
-        self.addresses, self.context = addresses, context
+
+class _TimedReader(io.RawIOBase):
+    """Reads from a socket until a deadline: its own timeout begins anew with every byte."""
+
+    def __init__(self, sock: socket.socket, deadline: float):
+        self.sock, self.deadline = sock, deadline
+        self.raw = sock.makefile("rb", buffering=0)  # the socket stays open for as long as this does
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int | None:
+        self.sock.settimeout(_seconds_left(self.deadline))
+        try:
+            return self.raw.readinto(buffer)
+        except TimeoutError:
+            _seconds_left(self.deadline)  # says so where it is the whole time that is over
+            raise
+
+    def close(self) -> None:
+        self.raw.close()
+        super().close()
+
+
+class _TimedSocket:
+    """What `http.client` uses of a socket."""
+
+    def __init__(self, sock: socket.socket, deadline: float):
+        self.sock, self.deadline = sock, deadline
+        self.sendall, self.close = sock.sendall, sock.close
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_TimedReader(self.sock, self.deadline))
+
+
+class _Pinned(http.client.HTTPConnection):
+    """A connection to an address that was looked up and checked before, in the name of `host`, until a deadline."""
+
+    def __init__(self, host: str, port: int, addresses: list[str], context: ssl.SSLContext | None, deadline: float):
+        super().__init__(host, port)
+        self.addresses, self.context, self.deadline = addresses, context, deadline
         if context is not None:
             self.default_port = 443
 
@@ -102,17 +145,18 @@ class _Pinned(http.client.HTTPConnection):
         error: OSError = OSError("no address")
         for address in self.addresses:
             try:
-                self.sock = socket.create_connection((address, self.port), self.timeout)
+                sock = socket.create_connection((address, self.port), _seconds_left(self.deadline))
                 break
             except OSError as failed:
                 error = failed
         else:
             raise error
         if self.context is not None:
-            self.sock = self.context.wrap_socket(self.sock, server_hostname=self.host)
+            sock = self.context.wrap_socket(sock, server_hostname=self.host)
+        self.sock = _TimedSocket(sock, self.deadline)
 
 
-def _ask(link: str, allow_private: bool) -> tuple[_Pinned, http.client.HTTPResponse]:
+def _ask(link: str, allow_private: bool, deadline: float) -> tuple[_Pinned, http.client.HTTPResponse]:
     try:
         parts = urlsplit(link.strip())
         host, port = parts.hostname, parts.port
@@ -125,7 +169,7 @@ def _ask(link: str, allow_private: bool) -> tuple[_Pinned, http.client.HTTPRespo
     port = port or (443 if parts.scheme == "https" else 80)
     addresses = public_addresses(host, port, allow_private)
     context = ssl.create_default_context() if parts.scheme == "https" else None
-    connection = _Pinned(host, port, addresses, context)
+    connection = _Pinned(host, port, addresses, context, deadline)
     target = quote(parts.path or "/", safe="!$%&'()*+,/:;=@~") + (f"?{_encoded(parts.query)}" if parts.query else "")
     try:
         connection.request("GET", target, headers={"User-Agent": "flux-hf", "Accept": "video/*,*/*;q=0.5"})
@@ -135,7 +179,7 @@ def _ask(link: str, allow_private: bool) -> tuple[_Pinned, http.client.HTTPRespo
         raise ValueError(f"the link's host {host!r} does not answer ({_words(error)})") from error
 
 
-def _write(response: http.client.HTTPResponse, path: str | os.PathLike, max_bytes: int, deadline: float) -> None:
+def _write(response: http.client.HTTPResponse, path: str | os.PathLike, max_bytes: int) -> None:
     too_large = f"the link's file has more than {max_bytes / 1e6:g} MB, which is the most that is taken"
     if int(response.getheader("Content-Length") or 0) > max_bytes:
         raise ValueError(too_large)
@@ -145,8 +189,6 @@ def _write(response: http.client.HTTPResponse, path: str | os.PathLike, max_byte
             taken += len(chunk)
             if taken > max_bytes:
                 raise ValueError(too_large)
-            if time.monotonic() > deadline:
-                raise ValueError(f"the link takes longer than {TOTAL_SECONDS:.0f} s")
             file.write(chunk)
         if response.length:
             raise ValueError(f"the link broke off after {taken} bytes")

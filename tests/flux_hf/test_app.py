@@ -2,7 +2,10 @@
 
 import hashlib
 import os
+import socket
 import threading
+import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -280,10 +283,32 @@ def test_a_redirect_is_checked_as_the_link_was(site, tmp_path, monkeypatch):
     site.pages["/"] = (302, {"Location": f"http://localhost:{site.server_port}/secret"}, b"")
     site.pages["/secret"] = (200, {}, b"secret")
     ask = links._ask
-    monkeypatch.setattr(links, "_ask", lambda link, private: ask(link, private or "127.0.0.1" in link))
+    monkeypatch.setattr(links, "_ask", lambda link, private, until: ask(link, private or "127.0.0.1" in link, until))
     with pytest.raises(ValueError, match="'localhost' is in a private network"):
         links.fetch(f"{site.url}/", tmp_path / "clip", 1000)
     assert site.asked == ["/"]
+
+
+@pytest.mark.parametrize("begin", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"])
+def test_a_site_that_drips_is_left_in_time(begin, tmp_path, monkeypatch):
+    """Each byte comes well before the socket's own time is over, until whoever asks hangs up."""
+    monkeypatch.setattr(links, "TOTAL_SECONDS", 1.0)
+
+    def drip() -> None:
+        with suppress(OSError), listener.accept()[0] as connection:
+            connection.recv(1000)
+            connection.sendall(begin)
+            while True:
+                connection.sendall(b"x")
+                time.sleep(0.05)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=drip, daemon=True)
+        server.start()
+        with pytest.raises(ValueError, match="takes longer than 1 s"):
+            links.fetch(f"http://127.0.0.1:{listener.getsockname()[1]}/", tmp_path / "clip", 10**6, allow_private=True)
+        server.join()
+    assert not list(tmp_path.iterdir())
 
 
 def test_public_addresses_and_endings():
@@ -354,9 +379,9 @@ def test_an_upload_sent_again_meanwhile_stays(tmp_path):
 def test_sessions_without_use_are_ended(tmp_path):
     sessions = Sessions(tmp_path, keep_seconds=0.2)
     sessions.start_sweeping()
-    mine = sessions.take("a", upload(tmp_path, b"one"))
+    sessions.take("a", upload(tmp_path, b"one"))
     for _ in range(100):
-        if not mine.exists():
+        if not files_in(tmp_path):
             break
         threading.Event().wait(0.05)
     assert files_in(tmp_path) == []

@@ -339,6 +339,7 @@ def test_links_and_limits(visit, checkpoint, server, tmp_path):
             site.pages["/large.mp4"] = (200, {}, bytes(1_000_001))
             other.fetch(f"{site.url}/large.mp4")
             other.wait_for_words("more than 1 MB")
+            assert count_coloured(other.classify(64), 168, 42, 8) == 64  # the clip before is still there
             other.reload()
             (tmp_path / "long.mp4").write_bytes(encode("libx264", 75))
             other.upload(tmp_path / "long.mp4")

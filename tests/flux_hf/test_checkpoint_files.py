@@ -61,6 +61,23 @@ def test_what_a_killed_writer_leaves_is_cleared_away(tmp_path):
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
+def test_what_belongs_to_a_longer_name_is_left(tmp_path):
+    """`model-v1` is not `model-v1.1`, nor `out` `out.csv`."""
+    for name in (".model-v1.0123456789ab.tmp", ".model-v1.0123456789ab.whole"):
+        (tmp_path / name).mkdir()
+    others = [tmp_path / f".model-v1.1.0123456789ab.{end}" for end in ("tmp", "whole")]
+    for other in others:
+        other.mkdir()
+        (other / "config.json").write_text("{}")
+    files.remove_leftovers_of(tmp_path / "model-v1")
+    files.finish_replacing(tmp_path / "model-v1")
+    assert sorted(tmp_path.iterdir()) == sorted(others) and all(any(other.iterdir()) for other in others)
+
+
+def test_names_that_are_no_text():
+    assert files.plain_text("cé.mp4") == "cé.mp4" and files.plain_text("c\udcff.mp4") == "c\\xff.mp4"
+
+
 def test_json_csv_and_text(tmp_path):
     files.write_json(tmp_path / "a.json", {"é": [1]})
     files.write_csv(tmp_path / "a.csv", ("name", "reason"), [("x,y", 'a "b"'), ("ü", 1)])

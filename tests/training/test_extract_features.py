@@ -17,6 +17,8 @@ from video_files import encode
 
 from flux_hf import FluxViTModel, FluxViTVideoProcessor, iter_windows, scatter_to_grid
 from training.extract_features import main, parse_arguments
+from training.inference import features
+from training.inference.parts import Part
 
 
 NUM_CLIPS = 7
@@ -185,6 +187,23 @@ def test_twenty_kills_lose_and_double_nothing(data, tmp_path):
     assert {path.name for path in (tmp_path / "killed").iterdir()} == {
         path.name for path in (tmp_path / "whole").iterdir()
     }
+
+
+@pytest.mark.parametrize("most", [None, 11])
+def test_names_that_are_no_text_and_more_than_an_array_holds(most, tmp_path, monkeypatch):
+    """A name becomes text that tells it, and rows that do not fit into one array are in one file all the same."""
+    if most is not None:
+        monkeypatch.setattr(features, "MOST_VALUES", most)  # two rows
+    shards = features.FeatureShards(tmp_path / "out", {}, (2, 1, 1, 2), "float32")
+    shards.prepare()
+    values = torch.arange(20.0).view(5, 2, 1, 1, 2)
+    names = ["a.mp4", "b\udcff.mp4", "c.mp4", "d.mp4", "e.mp4"]
+    shards.write(0, [Part(name) for name in names], values)
+    shards.write(1, [Part("f\udcff.mp4", error="broken")], None)
+    found = rows(tmp_path / "out")
+    assert [row[0] for row in found] == ["a.mp4", "b\\xff.mp4", *names[2:]]
+    assert np.array_equal(np.stack([row[3] for row in found]), values.numpy())
+    assert shards.failures() == [("f\udcff.mp4", "broken")]
 
 
 def test_features_made_otherwise_are_not_mixed(data, tmp_path):

@@ -16,6 +16,8 @@ from training.data.targets import label_targets
 from training.inference.metrics import accuracy, average_precisions, evaluate_scores, mean_average_precision
 from training.inference.points import EvalPoint, resolve_point
 from training.inference.prediction import Predictor
+from training.inference.report import describe_point
+from training.probing.features import VideoEncoder
 
 
 POINTS = [EvalPoint(4, 28, 8), EvalPoint(6, 42), EvalPoint(4, 28, 16), EvalPoint(2, 42, 3), EvalPoint(16, 28, 16)]
@@ -205,9 +207,10 @@ def test_points_as_text():
 
 
 def test_tokens_of_a_point(model):
-    config = tiny_model(tubelet_size=2).config
+    longer = tiny_model(tubelet_size=2)
+    config = longer.config
     assert EvalPoint(4, 42).dense_tokens(model.config) == 36 and EvalPoint(4, 42).dense_tokens(config) == 18
-    assert [EvalPoint(4, 42, budget).kept_tokens(config) for budget in (None, 10, 100)] == [8, 10, 18]
+    assert [EvalPoint(4, 42, budget).kept_tokens(longer) for budget in (None, 10, 100)] == [8, 10, 18]
     with pytest.raises(ValueError, match="tubelet_size=2"):
         EvalPoint(3, 42).dense_tokens(config)
     with pytest.raises(ValueError, match="4x40: .*patch_size=14"):
@@ -304,3 +307,14 @@ def test_only_what_is_needed_is_gathered(model, accelerator, clips):
     assert kept.scores.shape == (2, 4, 1) and seen == [0, 1, 2, 3]
     torch.testing.assert_close(kept.scores[..., 0], whole.scores.amax(-1), equal_nan=True)
     assert kept.failures == whole.failures and kept.decoded.tolist() == [True] * 3 + [False]
+
+
+@torch.no_grad()
+def test_what_is_told_to_be_kept_is_kept():
+    """The official selector keeps fewer tokens than the budget where groups do not divide it."""
+    model, point = tiny_model(token_selection="group_dynamic_official"), EvalPoint(8, 28, 15)
+    encoder = VideoEncoder(model, tiny_processor(), [point])
+    [features] = encoder(torch.randn(1, 8, 3, 28, 28))
+    told, kept = describe_point(model, point), features.tokens.shape[1]
+    assert encoder.widths(point).tokens == told["kept_tokens"] == kept < 15
+    assert told["gflops_per_view"] == model.flops(8, 28, kept) / 1e9

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from evaluation_parts import direct_scores, tiny_model, tiny_processor, write_clips
 
+from flux_hf import FluxViTVideoClassificationPipeline
 from training.inference.command import find_clips
 from training.inference.points import EvalPoint
 from training.predict import main
@@ -60,6 +61,17 @@ def test_points_and_views(data, tmp_path, more, point, views):
     rows = predict(data, tmp_path / "out.csv", clip, "--top_k", "3", *more)
     assert [(row["label"], float(row["score"])) for row in rows] == expected(clip, point, 3, **views)
     assert [(row["name"], row["rank"]) for row in rows] == [(clip, "1"), (clip, "2"), (clip, "3")]
+
+
+def test_a_regression_gives_its_values_as_the_pipeline_does(data, tmp_path):
+    model = tiny_model(problem_type="regression", id2label={0: "speed"})
+    model.save_pretrained(tmp_path / "model")
+    tiny_processor().save_pretrained(tmp_path / "model")
+    clip = str(data / "clips" / "a" / "second.mp4")
+    [row] = predict(data, tmp_path / "out.csv", clip, "--model_name_or_path", str(tmp_path / "model"))
+    [wanted] = FluxViTVideoClassificationPipeline(model=model, video_processor=tiny_processor())(clip)
+    assert row["label"] == wanted["label"] == "speed"
+    assert float(row["score"]) == pytest.approx(wanted["score"], abs=1e-5) and not 0 <= wanted["score"] <= 1
 
 
 def test_an_unreadable_clip_gets_a_row_and_status_1(data, tmp_path):

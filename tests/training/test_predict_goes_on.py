@@ -3,12 +3,15 @@
 import csv
 import os
 import signal
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 from evaluation_parts import run_on_processes, tiny_model, tiny_processor, write_clips
 
+from training.inference import command
 from training.inference.labels import LabelShards, Scores
 from training.inference.parts import Part
 from training.predict import main
@@ -143,6 +146,35 @@ def test_scores_that_are_no_numbers_leave_the_labels_before_them(data, monkeypat
     assert [path.name for path in partial(data).iterdir()] == ["labels-000000.csv"]
 
 
+@pytest.mark.parametrize(
+    ("values", "with_budgets"), [([float("nan"), float("nan"), 8.0], True), ([0.5, float("nan")], False)]
+)
+def test_a_score_that_is_no_number_is_no_label(values, with_budgets, tmp_path):
+    """Of an automatic budget too, which is a number itself, and of one label of several."""
+    shards = LabelShards(tmp_path / "out.csv", "0123456789ab", {0: "a", 1: "b"}, 1, False, with_budgets)
+    shards.prepare()
+    with pytest.raises(FloatingPointError, match=r"1 clips is not numbers, first for y.mp4"):
+        shards.write(0, [Part("x.mp4"), Part("y.mp4")], torch.tensor([[0.5] * len(values), values]))
+    assert not shards.is_done(0)
+
+
+def wait_less_than_another(arguments: list[str]) -> None:
+    command.PATIENCE = timedelta(seconds=1)
+    accelerator = command.start_accelerator()
+    if accelerator.is_main_process:
+        with pytest.raises(RuntimeError, match="[Tt]imed out"):
+            accelerator.wait_for_everyone()
+    else:
+        time.sleep(5)
+    os._exit(0)  # neither can leave the other in peace
+
+
+def test_processes_wait_for_each_other_as_long_as_is_said():
+    """torch's own ten minutes would end a run in which one process has a long video and the others none."""
+    run_on_processes(2, wait_less_than_another, [])
+    assert command.PATIENCE.days >= 7
+
+
 def test_two_processes_share_the_work_and_one_goes_on_with_it(data):
     run(words(data))
     whole = labels(data / "out.csv")
@@ -159,8 +191,11 @@ def test_two_processes_share_the_work_and_one_goes_on_with_it(data):
 
 def test_shards_of_names_with_everything_in_them_are_joined(tmp_path):
     """What runs that were cut short left for the same output goes."""
-    shards = LabelShards(tmp_path / "out.csv", "0123", {0: "run", 1: "sit, down", 2: 'no "1"'}, 2, of_windows=True)
-    (tmp_path / "out.csv.9999.partial").mkdir()
+    shards = LabelShards(
+        tmp_path / "out.csv", "fedcba987654", {0: "run", 1: "sit, down", 2: 'no "1"'}, 2, of_windows=True
+    )
+    (tmp_path / "out.csv.0123456789ab.partial").mkdir()
+    (tmp_path / "out.csv.top5.0123456789ab.partial").mkdir()  # of another output
     shards.prepare()
     parts = [Part('b "x",\n', 0.0, 0.5), Part("cé\udcff", 1.0, 1.5, error='no "video",\nat all')]
     shards.write(0, parts, torch.tensor([[0.25, 0.5, 0.25]]))
@@ -176,4 +211,4 @@ def test_shards_of_names_with_everything_in_them_are_joined(tmp_path):
             ["d", "0.0", "2.0", "1", 'no "1"', "0.5", ""],
             ["d", "0.0", "2.0", "2", "run", "0.25", ""],
         ]
-    assert os.listdir(tmp_path) == ["out.csv"]
+    assert sorted(os.listdir(tmp_path)) == ["out.csv", "out.csv.top5.0123456789ab.partial"]

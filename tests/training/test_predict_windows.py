@@ -71,7 +71,7 @@ def test_more_labels_than_colours_and_more_videos_than_strips(tmp_path):
     draw_timeline(tmp_path / "out.csv", tmp_path / "out.png")
     with PIL.Image.open(tmp_path / "out.png") as picture:
         heights = picture.height
-    (tmp_path / "one.csv").write_text(HEADER + "x,,,,,,gone\n")
+    (tmp_path / "one.csv").write_bytes(HEADER.encode() + b"c\xff.mp4,,,,,,gone\n")
     draw_timeline(tmp_path / "one.csv", tmp_path / "one.png")
     with PIL.Image.open(tmp_path / "one.png") as picture:
         assert picture.height < heights / 5

@@ -145,13 +145,13 @@ def test_methods_differ_in_objective_and_sampling_alone(recipe, tmp_path):
 
 
 def test_points_spend_the_same_tokens_every_way():
-    config = new_model().config
+    model = new_model()
     plan = {budget: (16, SIZE) for budget in BUDGETS}
     ways = points_of(plan)
     assert ways["direct"][72] == EvalPoint(8, SIZE, 72) and ways["to"][36] == EvalPoint(16, SIZE, 36)
     assert {budget: point.num_frames for budget, point in ways["fewer"].items()} == {144: 8, 72: 4, 36: 2}
     for points in ways.values():
-        assert all(point.kept_tokens(config) == budget for budget, point in points.items())
+        assert all(point.kept_tokens(model) == budget for budget, point in points.items())
 
 
 def test_training_costs():

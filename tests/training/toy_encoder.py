@@ -50,6 +50,10 @@ class ToyEncoder(nn.Module):
         distances = [abs(budget - kept_tokens) for budget in self.config.token_budgets]
         return distances.index(min(distances)) if head is None else head
 
+    def count_kept(self, num_frames, height, width, token_budget=None):
+        dense = num_frames * (height // 14) * (width // 14)
+        return min(token_budget or self.config.token_budget, dense)
+
     def parameter_depth(self, name):
         return {"embeddings": 0, "layer": 1, "heads": 2}[name.split(".")[0]]
 

@@ -47,7 +47,7 @@ def add_auto(
     shares = torch.bincount(counted, minlength=len(of_steps)).double() / len(counted)
     shape = ladder.num_frames, ladder.size
 
-    kept = [point.kept_tokens(config) for point in auto_points(config)]
+    kept = [point.kept_tokens(model) for point in auto_points(config)]
     results = {
         "point": str(AutoPoint(*shape)),
         "num_frames": shape[0],

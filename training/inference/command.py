@@ -5,13 +5,14 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import accelerate
 import torch
 import transformers
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor
 
 import flux_hf
@@ -28,6 +29,12 @@ from .prediction import Predictions, Predictor
 
 SOURCES = "folders of clips, csv files with a column path, video files, URLs"
 TABLE_SUFFIXES = (".csv", ".txt", ".tsv")
+PATIENCE = timedelta(days=30)
+
+
+def start_accelerator() -> Accelerator:
+    """One whose processes wait for each other as long as it takes: one may have hours of video and the others none."""
+    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
 
 
 def load_checkpoint(

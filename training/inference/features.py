@@ -2,17 +2,19 @@
 """Features of parts of videos, and the shards that hold them."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from flux_hf.checkpoint_files import replacing, write_csv, write_text
+from flux_hf.checkpoint_files import plain_text, replacing, write_csv, write_text
 from flux_hf.loading import load_encoder, load_processor
 from flux_hf.patch_grids import scatter_to_grid
 from flux_hf.protocol import selects_by_threshold
@@ -29,6 +31,7 @@ from .units import ShardFolder, read_rows
 KINDS = ("pooled", "time", "tokens")
 SHARD = "features-{:06}.parquet"
 FAILURES = "failures-{:06}.csv"
+MOST_VALUES = 2**31 - 1  # of one Arrow array
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,7 @@ class FeatureShards(ShardFolder):
 
     def __init__(self, directory: Path, origin: dict[str, Any], shape: Sequence[int], dtype: str):
         super().__init__(directory, SHARD)
-        self.origin, self.dtype = json.dumps(origin, indent=2, sort_keys=True) + "\n", dtype
+        self.origin, self.dtype, self.shape = json.dumps(origin, indent=2, sort_keys=True) + "\n", dtype, tuple(shape)
         file = directory / "origin.json"
         if file.exists() and file.read_text(encoding="utf-8") != self.origin:
             kept = json.loads(file.read_text(encoding="utf-8"))
@@ -183,21 +186,27 @@ class FeatureShards(ShardFolder):
         read = [part for part in parts if not part.error]
         failed = [(part.name, part.error) for part in parts if part.error]
         if values is not None:
-            refuse_nan(read, values)
+            refuse_nan(read, values.flatten(1).isnan().all(1))  # what was dropped is NaN
         listed = self.directory / FAILURES.format(unit)
         if failed:  # before the shard, which says that the unit is done
             write_csv(listed, ("video", "error"), failed)
         else:
             listed.unlink(missing_ok=True)  # of a run whose shard is gone
-        columns = {
-            "video": [part.name for part in read],
-            "start": [part.start for part in read],
-            "end": [part.end for part in read],
-            "vector": [] if values is None else list(values.to(getattr(torch, self.dtype)).numpy()),
-        }
-        rows = datasets.Dataset.from_dict(columns, features=self.features)
+        vectors = [] if values is None else list(values.to(getattr(torch, self.dtype)).numpy())
+        at_once = max(1, MOST_VALUES // math.prod(self.shape))
+        starts = range(0, max(1, len(read)), at_once)
+        rows = [self._rows(read[start : start + at_once], vectors[start : start + at_once]) for start in starts]
         with replacing(self.path(unit)) as temporary:
-            rows.to_parquet(temporary)
+            datasets.concatenate_datasets(rows).to_parquet(temporary)
+
+    def _rows(self, parts: Sequence[Part], vectors: list[np.ndarray]) -> datasets.Dataset:
+        columns = {
+            "video": [plain_text(part.name) for part in parts],
+            "start": [part.start for part in parts],
+            "end": [part.end for part in parts],
+            "vector": vectors,
+        }
+        return datasets.Dataset.from_dict(columns, features=self.features)
 
     def failures(self) -> list[tuple[str, str]]:
         """(video, error) of what could not be read, in the order of the units."""

@@ -2,7 +2,6 @@
 """Labels of parts of videos, and the csv that holds them."""
 
 import csv
-import glob
 import hashlib
 import json
 import shutil
@@ -17,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from flux_hf.auto_budgets import AUTO, BudgetLadder, logits_at_auto_budgets
-from flux_hf.checkpoint_files import BYTES, remove_leftovers_of, replacing, write_csv
+from flux_hf.checkpoint_files import BYTES, marked, remove_leftovers_of, replacing, write_csv
 from flux_hf.protocol import VideoTokenClassifier, logits_at_budgets
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
@@ -52,7 +51,8 @@ class Scores:
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Tensor:
-        """(B, T, 3, S, S) uint8 -> (B, num_labels) float32: of a multi-label model the sigmoid, else the softmax.
+        """(B, T, 3, S, S) uint8 -> (B, num_labels) float32, as the pipeline gives them: of a multi-label model the
+        sigmoid, of a regression the values, else the softmax.
 
         With a ladder (B, num_labels + 1), the budget that was chosen behind the scores.
         """
@@ -64,8 +64,10 @@ class Scores:
             return torch.cat([logits.float().softmax(-1), of_views.float()], dim=1)
         with self.accelerator.autocast():
             [logits] = logits_at_budgets(self.model, values, [self.point.token_budget])
-        several = self.model.config.problem_type == MULTI_LABEL
-        return logits.float().sigmoid() if several else logits.float().softmax(-1)
+        logits, problem_type = logits.float(), self.model.config.problem_type
+        if problem_type == "regression":
+            return logits
+        return logits.sigmoid() if problem_type == MULTI_LABEL else logits.softmax(-1)
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ class LabelShards(ShardFolder):
     def write(self, unit: int, parts: Sequence[Part], values: Tensor | None) -> None:
         """Raises FloatingPointError where scores are not numbers."""
         if values is not None:
-            refuse_nan([part for part in parts if not part.error], values)
+            refuse_nan([part for part in parts if not part.error], values.isnan().any(1))
         write_csv(self.path(unit), self.header, self._rows(parts, values))
 
     def _rows(self, parts: Sequence[Part], values: Tensor | None) -> Iterator[list]:
@@ -176,7 +178,7 @@ class LabelShards(ShardFolder):
                         failed += bool(row[-1])
                         if self.budget and row[rank] == "1":
                             self.chosen[row[-2]] += 1
-        for other in self.output.parent.glob(f"{glob.escape(self.output.name)}.*.partial"):
+        for other in marked(self.output, "", ".partial"):
             shutil.rmtree(other)
         remove_leftovers_of(self.output)
         return failed

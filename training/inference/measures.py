@@ -40,9 +40,8 @@ def measured(batch: UnitBatch, measure: Callable[[Tensor], Tensor], views: int) 
     return UnitBatch(batch.unit, batch.number, parts, batch.is_last), values
 
 
-def refuse_nan(parts: Sequence[Part], values: Tensor) -> None:
-    """Raises FloatingPointError where nothing of a part's values (n, ...) is a number."""
-    broken = values.flatten(1).isnan().all(1).nonzero()[:, 0].tolist()
-    if broken:
-        part = parts[broken[0]]
-        raise FloatingPointError(f"what the model gives for {len(broken)} clips is not numbers, first for {part.name}")
+def refuse_nan(parts: Sequence[Part], broken: Tensor) -> None:
+    """Raises FloatingPointError where what was found of a part is broken (n,), naming the first."""
+    if broken.any():
+        part = parts[int(broken.nonzero()[0])]
+        raise FloatingPointError(f"what the model gives for {broken.sum()} clips is not numbers, first for {part.name}")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flux_hf.auto_budgets import AUTO
+from flux_hf.protocol import VideoTokenClassifier
 from flux_hf.token_selection import as_count
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
 
@@ -59,11 +60,10 @@ class EvalPoint:
             raise ValueError(f"{self}: the size must be a multiple of patch_size={config.patch_size}")
         return self.shape.num_tokens(config.patch_size, config.tubelet_size)
 
-    def kept_tokens(self, config: Any) -> int:
-        """Tokens that the model encodes; raises as `dense_tokens`."""
-        budget = config.token_budget if self.token_budget is None else self.token_budget
-        dense = self.dense_tokens(config)
-        return dense if budget is None else min(budget, dense)
+    def kept_tokens(self, model: VideoTokenClassifier) -> int:
+        """Tokens that the model encodes, by a threshold at most; raises as `dense_tokens`."""
+        self.dense_tokens(model.config)
+        return model.count_kept(self.num_frames, self.size, self.size, self.token_budget)
 
 
 def default_shape(config: Any, processor: FluxViTVideoProcessor) -> ClipShape:

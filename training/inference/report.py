@@ -28,12 +28,13 @@ METRIC_NAMES = {"top1": "top-1", "top5": "top-5", "mean_average_precision": "mAP
 
 def describe_point(model: VideoTokenClassifier, point: EvalPoint) -> dict[str, Any]:
     """A point's clip, and what it costs."""
+    kept = point.kept_tokens(model)
     return {
         "num_frames": point.num_frames,
         "size": point.size,
         "dense_tokens": point.dense_tokens(model.config),
-        "kept_tokens": point.kept_tokens(model.config),
-        "gflops_per_view": model.flops(point.num_frames, point.size, point.token_budget) / 1e9,
+        "kept_tokens": kept,
+        "gflops_per_view": model.flops(point.num_frames, point.size, kept) / 1e9,
     }
 
 

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from flux_hf.checkpoint_files import replacing
+from flux_hf.checkpoint_files import plain_text, replacing
 
 from .units import read_rows
 
@@ -63,7 +63,7 @@ def draw_timeline(rows: Path, picture: Path) -> None:
     for place, of_video in enumerate(shown.values()):
         bars = [(start, end - start) for start, end, _ in of_video]
         axes.broken_barh(bars, (place - 0.4, 0.8), color=[colours.get(label, OTHER) for *_, label in of_video])
-    axes.set_yticks(range(len(shown)), [Path(name).name for name in shown])
+    axes.set_yticks(range(len(shown)), [plain_text(Path(name).name) for name in shown])
     axes.invert_yaxis()
     axes.set_xlabel("seconds")
     if len(spans) > len(shown):

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 
+from flux_hf.checkpoint_files import plain_text
 from flux_hf.loading import ENCODERS, is_plain, load_encoder, load_processor
 from flux_hf.protocol import check_exact_budgets
 from flux_hf.video_processing_fluxvit import FluxViTVideoProcessor
@@ -66,7 +67,7 @@ class VideoEncoder:
     def widths(self, point: EvalPoint) -> Widths:
         """Of the features at a point."""
         config = self.model.config
-        return Widths(config.projection_dim, point.kept_tokens(config), config.hidden_size)
+        return Widths(config.projection_dim, point.kept_tokens(self.model), config.hidden_size)
 
     @torch.no_grad()
     def __call__(self, videos: Tensor) -> list[ClipFeatures]:
@@ -245,7 +246,7 @@ def read_features(
         for unit in range(len(make_units(clips, clips_per_shard)))
     ]
     names = {name for table in tables for name in table["video"].to_pylist()}
-    read = np.array([index for index, clip in enumerate(clips) if clip.name in names], dtype=np.int64)
+    read = np.array([index for index, clip in enumerate(clips) if plain_text(clip.name) in names], dtype=np.int64)
     if not len(read):
         raise ValueError(f"none of {len(clips)} clips could be read")
     length = shards.features["vector"].length

@@ -77,7 +77,7 @@ def classify_at_budgets(model_dir: Path, clips: list[tuple[str, str]]) -> dict[i
         accuracies[budget] = hits / len(labels)
         point = replace(default, token_budget=budget)
         gflops = model.flops(point.num_frames, point.size, budget) / 1e9
-        kept = f"{point.kept_tokens(config)} of {point.dense_tokens(config)}"
+        kept = f"{point.kept_tokens(model)} of {point.dense_tokens(config)}"
         print(f"{budget:>12} {kept:>12} {gflops:>8.4f} {accuracies[budget]:>9.1%} {seconds:>13.4f}")
     return accuracies
 

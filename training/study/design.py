@@ -135,6 +135,6 @@ def point_flops(model: PreTrainedModel, point: EvalPoint) -> dict[str, int]:
     """Multiply-adds of one view: of embedding every patch, which the selector needs, and of all that comes after."""
     config = model.config
     patch = config.num_channels * config.tubelet_size * config.patch_size**2 * config.hidden_size
-    kept, dense = point.kept_tokens(config), point.dense_tokens(config)
+    kept, dense = point.kept_tokens(model), point.dense_tokens(config)
     whole = model.flops(point.num_frames, point.size, point.token_budget or dense)
     return {"embedding": dense * patch, "encoder": whole - kept * patch}

@@ -136,29 +136,15 @@ def make_real_tasks(
     part_of = part_groups([row["group"] for row in rows], num_folds)
     if max_clips is not None:  # of so few clips some labels are in one part alone
         rows = of_labels_in_several_parts(rows, part_of)
-    labels = {row["label"] for row in rows}
     name = data_dir.resolve().name
-    directory = output_dir / name
-    directory.mkdir(parents=True, exist_ok=True)
-    folds = []
-    for fold in range(num_folds):
-        parts = {
-            "train": [row for row in rows if part_of[row["group"]] != fold],
-            "test": [row for row in rows if part_of[row["group"]] == fold],
-        }
-        unseen = sorted(labels - {row["label"] for row in parts["train"]})
-        if unseen:
-            raise ValueError(f"{table} in {num_folds} parts: part {fold} has all groups with the labels {unseen}")
-        for part, listed in parts.items():
-            lines = [(row["path"], row["label"]) for row in listed]
-            write_csv(directory / f"fold{fold}_{part}.csv", ("path", "label"), lines)
-        folds.append(Fold(f"fold{fold}", *(directory / f"fold{fold}_{part}.csv" for part in parts)))
+    folds = list_folds(rows, part_of, output_dir / name)
+    labels = {row["label"] for row in rows}
     sided = any(re.search(r"(?<![a-z])(left|right)(?![a-z])", label.lower()) for label in labels)
     return [
         Task(
             f"{name}_{start}",
             f"real_{start}",
-            tuple(folds),
+            folds,
             {row["path"]: row["group"] for row in rows},
             root=Path(os.path.abspath(data_dir)),
             made_up=made_up if start == "made_up" else None,
@@ -168,6 +154,30 @@ def make_real_tasks(
         for start in ("scratch", "made_up")
         if start == "scratch" or made_up is not None
     ]
+
+
+def list_folds(rows: Sequence[dict[str, str]], part_of: dict[str, int], directory: Path) -> tuple[Fold, ...]:
+    """Writes the lists of each part; `part_of`: group -> part.
+
+    Raises:
+        ValueError: all groups of a label are in one part.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    labels = {row["label"] for row in rows}
+    folds = []
+    for fold in range(len(set(part_of.values()))):
+        parts = {
+            "train": [row for row in rows if part_of[row["group"]] != fold],
+            "test": [row for row in rows if part_of[row["group"]] == fold],
+        }
+        unseen = sorted(labels - {row["label"] for row in parts["train"]})
+        if unseen:
+            raise ValueError(f"{directory.name}: part {fold} of the clips has all groups with the labels {unseen}")
+        for part, listed in parts.items():
+            lines = [(row["path"], row["label"]) for row in listed]
+            write_csv(directory / f"fold{fold}_{part}.csv", ("path", "label"), lines)
+        folds.append(Fold(f"fold{fold}", *(directory / f"fold{fold}_{part}.csv" for part in parts)))
+    return tuple(folds)
 
 
 def of_labels_in_several_parts(rows: Sequence[dict[str, str]], part_of: dict[str, int]) -> list[dict[str, str]]:
