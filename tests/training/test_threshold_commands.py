@@ -52,15 +52,14 @@ def test_features_are_those_of_each_clip_alone(data, tmp_path, kind, shape):
 def test_what_needs_one_number_of_tokens_says_so_at_once(data, tmp_path):
     own, out = data / "model", tmp_path / "out"
     trained = {"config_name": None, "model_name_or_path": own}
-    words = f"--model_name_or_path {own} --data {data}/train.csv --validation_data {data}/val.csv --output_dir {out}"
-    own_words = words.split()
+    source = f"--model_name_or_path {own} --data {data}/train.csv --validation_data {data}/val.csv --output_dir {out}"
     taught = {"teacher": own, "teacher_tokens": 8, "student_budgets": [8, 4], "aligned_layers": 2}
     save_checkpoint(tmp_path / "teacher")
     student = {**trained, **taught, "teacher": tmp_path / "teacher"}
     for what, main, words in (
         ("training", finetune.main, flags(data, out, **trained)),
-        ("training", finetune_with_trainer.main, [*own_words, "--use_cpu", "--report_to", "none"]),
-        ("a probe", probe.main, own_words),
+        ("training", finetune_with_trainer.main, [*source.split(), "--use_cpu", "--report_to", "none"]),
+        ("a probe", probe.main, source.split()),
         ("a teacher", pretrain.main, flags(data, out, **taught)),
         ("training", pretrain.main, flags(data, out, **student)),
     ):

@@ -15,7 +15,6 @@ import argparse
 import os
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from .design import BUDGETS, MODEL_CONFIGS, TOKENS, WAYS, merged_recipe, points_
 from .intervals import paired_difference
 from .records import Records, machine, pack, unpack
 from .report import spread, table
-from .runs import Options, Run, evaluate, search, train, train_by
+from .runs import Options, Run, evaluate, for_each_seed, search, train, train_by
 from .tasks import Fold, Task, count, make_generator_task, read_rows
 
 
@@ -236,14 +235,7 @@ def main(arguments: list[str] | None = None) -> None:
         setting = Setting(options, clips, teacher.directory(args.output_dir))
         for share in SHARES:
             records.put_clips(name_of(share), clips.groups)
-        with ThreadPoolExecutor(args.jobs) as pool:
-            # All starts of a seed before the next seed: a comparison cut short is still one.
-            waiting = [pool.submit(do, start, seed, setting, records) for seed in args.seeds for start in args.starts]
-            try:
-                for run in waiting:
-                    run.result()
-            finally:
-                pool.shutdown(cancel_futures=True)
+        for_each_seed(lambda start, seed: do(start, seed, setting, records), args.starts, args.seeds, args.jobs)
     print(f"\n{report(records)}\nresults: {args.results_dir}")
 
 

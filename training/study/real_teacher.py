@@ -14,14 +14,13 @@ What is finished is kept; a run whose record is in --results_dir is not done aga
 """
 
 import argparse
-import hashlib
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from conversion.saving import sha256
 from flux_hf.checkpoint_files import write_csv, write_json
 
 from ..arguments import read_recipe
@@ -31,7 +30,7 @@ from .design import MODEL_CONFIGS, merged_recipe, with_steps
 from .pretraining import PRETRAINING
 from .records import Records
 from .report import report
-from .runs import Options, do, train_by
+from .runs import Options, do, for_each_seed, train_by
 from .tasks import Task, count, make_real_tasks, read_rows
 
 
@@ -89,14 +88,6 @@ def make_tasks(scratch: Task, directory: Path, options: Options) -> dict[str, tu
     }
 
 
-def digest(checkpoint: Path) -> str:
-    """Of a checkpoint's weights, config and processor."""
-    found = hashlib.sha256()
-    for path in sorted(path for path in checkpoint.iterdir() if path.suffix in (".json", ".safetensors")):
-        found.update(path.name.encode() + b"\0" + path.read_bytes())
-    return found.hexdigest()
-
-
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True, help="models, and all that goes on if killed")
@@ -121,7 +112,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """What all runs share."""
     return {
         "model": MODEL_CONFIGS["fluxvit"],
-        "teacher": digest(args.teacher),
+        "teacher": sha256(args.teacher),
         "unlabelled": {folder.resolve().name: len(read_rows(folder / "split.csv")) for folder in args.unlabelled},
         "share_of_steps": args.share,
         "num_folds": args.num_folds,
@@ -148,14 +139,7 @@ def main(arguments: list[str] | None = None) -> None:
             pretrain(seed, args.teacher, clips, directory, options)
         do(task, "multi", seed, own_options, records)
 
-    with ThreadPoolExecutor(args.jobs) as pool:
-        # All starts of a seed before the next seed: a comparison cut short is still one.
-        waiting = [pool.submit(run, start, seed) for seed in args.seeds for start in tasks]
-        try:
-            for one in waiting:
-                one.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    for_each_seed(run, tasks, args.seeds, args.jobs)
     print(f"\n{report(records)}\nresults: {args.results_dir}")
 
 

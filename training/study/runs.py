@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -257,11 +257,19 @@ def do_all(
 ) -> None:
     """All runs of a data set, `jobs` at a time."""
     records.put_clips(task.name, task.groups)
+    for_each_seed(lambda method, seed: do(task, method, seed, options, records), methods, seeds, jobs)
+
+
+def for_each_seed(run: Callable[[str, int], None], kinds: Iterable[str], seeds: Sequence[int], jobs: int) -> None:
+    """Runs all kinds of a seed before the next seed, so that a study cut short is still a comparison, `jobs` at a time.
+
+    Where one fails, those that have not begun do not.
+    """
+    kinds = list(kinds)
     with ThreadPoolExecutor(jobs) as pool:
-        # All methods of a seed before the next seed: a study cut short is still a comparison.
-        waiting = [pool.submit(do, task, method, seed, options, records) for seed in seeds for method in methods]
+        waiting = [pool.submit(run, kind, seed) for seed in seeds for kind in kinds]
         try:
-            for run in waiting:
-                run.result()
+            for one in waiting:
+                one.result()
         finally:
             pool.shutdown(cancel_futures=True)
