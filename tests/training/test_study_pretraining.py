@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -14,11 +15,14 @@ from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 from flux_hf import FluxViTForPreTraining
 from flux_hf.checkpoint_files import write_csv
 from training.pretrain_arguments import parse_pretraining
-from training.study import pretraining, real_teacher
-from training.study.design import BUDGETS, TOKENS
+from training.study import pretraining, real_teacher, report
+from training.study.design import BUDGETS, TOKENS, merged_recipe
 from training.study.records import Records, pack
 from training.study.runs import Options, Run, run_flags
 from training.study.tasks import make_generator_task, make_real_tasks, read_rows
+
+
+STUDY = REPOSITORY / "training" / "study"
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +84,27 @@ def test_tables_compare_flux_with_the_others_clip_by_clip(tmp_path):
     assert any(line.startswith("| from scratch, TO | 25.0 ± 0.0 |") for line in lines)
     [found] = [line for line in lines if line.startswith("| Flux pretraining - from scratch, direct")]
     assert "**+50.0 [+12.5, +87.5]**" in found
+
+
+@pytest.mark.parametrize(("name", "make"), [("pretraining", pretraining.report), ("real_teacher", report.report)])
+def test_the_published_tables_are_those_of_the_published_runs(tmp_path, name, make):
+    published, copy = STUDY / "results" / name, tmp_path / name
+    shutil.copytree(published, copy)
+    settings = json.loads((copy / "settings.json").read_text(encoding="utf-8"))
+    if name == "pretraining":
+        settings = pretraining.settings_of(pretraining.parse_arguments(["--output_dir", str(tmp_path)]))
+    else:  # its teacher and its clips are not here
+        settings |= {"pretraining": real_teacher.pretraining_flags(), "tuning": merged_recipe("real_scratch", "multi")}
+    kept = (published / "results.md").read_text(encoding="utf-8")
+    assert make(Records(copy, settings)) == kept
+
+
+def test_the_readme_quotes_the_published_tables():
+    section = (STUDY / "README.md").read_text(encoding="utf-8").split("## Pretraining without labels")[1]
+    files = (STUDY / "results" / name / "results.md" for name in ("pretraining", "real_teacher"))
+    published = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    quoted = [line for line in section.split("\n# ")[0].splitlines() if line.startswith("| ")]
+    assert len(quoted) > 20 and not [line for line in quoted if line not in published]
 
 
 @pytest.mark.slow
