@@ -34,8 +34,8 @@ from .runs import Options, do, for_each_seed, train_by
 from .tasks import Task, count, make_real_tasks, read_rows
 
 
-# As the real sets' recipes. The teacher is asked once for each clip and epoch, of which only so many differ, and in half
-# precision: else it takes longer than all the rest.
+# As the real sets' recipes. The teacher is asked once for each clip and epoch, of which only so many differ, and in
+# half precision: else it takes longer than all the rest.
 FLAGS = {
     "teacher_dtype": "bfloat16",
     "frame_cache_short_side": 64,
