@@ -420,6 +420,7 @@ def test_the_whole_study_and_going_on_with_it(tmp_path):
         "## generator",
         "## set_made_up",
         "## set_scratch",
+        "## set: where models begin",
     ]
     # What is there is not done again; what is gone is, and is the same.
     record, model = results / "generator" / "multi_seed0.json", tmp_path / "out" / "generator" / "multi_seed0" / "all"
